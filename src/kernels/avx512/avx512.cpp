@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/kernel_ops.h"
+
+namespace quern {
+
+void install_avx512(KernelOps& ops) {
+  (void)ops;
+}
+
+}  // namespace quern

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+// Plain pointers only: files built for one instruction set include this header, and must not bring
+// inline functions of the standard library that the linker could keep for everyone.
+#include <stdint.h>  // NOLINT(modernize-deprecated-headers)
+
+namespace quern {
+
+struct KernelOps {
+#define QUERN_OP(name, signature) \
+  using name##_type = signature;  \
+  name##_type* name = nullptr;
+#include "kernels/ops.def"
+#undef QUERN_OP
+};
+
+// Each level replaces the entries it has a better version of. Only callable on a CPU with the
+// level's instructions, except scalar.
+void install_scalar(KernelOps& ops);
+void install_avx2(KernelOps& ops);
+void install_avx512(KernelOps& ops);
+
+}  // namespace quern

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "base/context.h"
+#include "quant/packed_linear.h"
+#include "quant/scheme.h"
+#include "quant/site_stats.h"
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+
+namespace quern {
+
+// How the range (scale, zero point) of a group is found before any code is chosen; methods.md 1.2.
+enum class RangeSearch {
+  kMinMax,  // the extremes of the group
+  kPower24,  // shrink p = 1 - i/100, i = 0…79, minimising sum |q - w|^2.4 (GPTQ's "mse")
+  kWeighted,  // the same kind of search, minimising sum diag(H)_j (q_j - w_j)^2, finer grid
+};
+
+enum class ColumnOrder {
+  kNatural,
+  kActivation,  // falling diag(H), groups stay those of the file ("static groups")
+  kGroupAware,  // columns by falling diag(H) inside a group, groups by their largest entry
+};
+
+// What a method may be told. The defaults are quern's recommended GPTQ.
+struct MethodOptions {
+  RangeSearch range = RangeSearch::kWeighted;
+  ColumnOrder order = ColumnOrder::kActivation;
+  double damping = 0.01;  // lambda_0: H_jj += lambda * mean(diag H); the ladder goes up from it
+  int descent_sweeps = 3;  // coordinate-descent sweeps after the recursion
+  int refit_rounds = 3;  // rounds of (closed-form scale refit, 2 sweeps)
+  bool minimum_zero_one = false;  // the file format cannot hold zero point 0 (GPTQ v1)
+};
+
+// One linear to be rounded. W is [out_features, in_features], row-major.
+struct LinearProblem {
+  std::span<const float> W;
+  std::int64_t out_features = 0;
+  std::int64_t in_features = 0;
+  const SiteStats* stats = nullptr;  // null: data-free
+  QuantScheme scheme;
+};
+
+// What happened, for the manifest. Errors are tr((W-Q) H (W-Q)^T) / tr(W H W^T).
+struct LinearReport {
+  std::string method;  // what the result is: "gptq", or "rtn" after a fallback
+  std::string order;  // "natural", "activation", "group-aware"
+  double damping = 0;  // lambda that the factorisation took; 0: none was made
+  std::int64_t tokens = 0;  // rows behind H
+  std::int64_t dead_columns = 0;  // inputs that calibration never saw active
+  double relative_error = 0;  // on H; without statistics |W-Q|^2 / |W|^2
+  std::optional<double> holdout_error;  // on H_holdout
+  std::optional<double> rtn_error;  // of plain RTN on H, for comparison
+  std::optional<std::string> fallback;  // why the method asked for was not used
+};
+
+struct LinearResult {
+  PackedLinear packed;
+  LinearReport report;
+};
+
+// One rounding method; one line in methods.cpp. Rows are independent and spread over ctx.pool; the
+// result is the same for any thread count.
+struct Method {
+  std::string_view name;
+  std::string_view summary;
+  int min_bits;
+  int max_bits;
+  bool needs_statistics;
+  LinearResult (*quantize)(
+      const Context& ctx, const LinearProblem& problem, const MethodOptions& options);
+};
+
+[[nodiscard]] std::span<const Method> methods();
+[[nodiscard]] const Method* find_method(std::string_view name);
+
+[[nodiscard]] std::string_view order_name(ColumnOrder order);
+[[nodiscard]] std::string_view range_name(RangeSearch range);
+
+}  // namespace quern
