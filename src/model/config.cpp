@@ -1,0 +1,301 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "model/config.h"
+
+#include "base/error.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+#include <optional>
+
+namespace quern {
+namespace {
+
+constexpr std::int64_t kMaxWidth = 1 << 20;
+constexpr std::int64_t kMaxPositions = std::int64_t{1} << 31;
+
+// Keys of other architectures that change the result of a layer; quern computes without them, so a
+// config that sets one is refused rather than run wrongly.
+constexpr const char* kChangesComputation[] = {
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "query_pre_attn_scalar",
+    "logit_scale",
+    "logits_scaling",
+    "embedding_multiplier",
+    "residual_multiplier",
+    "attention_multiplier",
+    "clip_qkv",
+    "num_experts",
+    "num_local_experts",
+    "n_routed_experts",
+    "parallel_attn",
+    "alibi",
+    "qk_layernorm",
+    "use_qk_norm"};
+
+[[noreturn]] void unsupported(
+    const JsonReader& config, const std::string& key, const std::string& expected) {
+  const auto found = config.json().find(key);
+  throw UnsupportedError(
+      "a configuration value that quern does not compute",
+      config.place(key),
+      fmt::format(
+          "expected {}, found {}",
+          expected,
+          found == config.json().end() ? "nothing" : found->dump().substr(0, 80)),
+      "quern inspect lists the supported families");
+}
+
+std::vector<double> plain_frequencies(double theta, std::int64_t head_dim) {
+  std::vector<double> frequencies(static_cast<std::size_t>(head_dim / 2));
+  for (std::size_t m = 0; m < frequencies.size(); ++m) {
+    frequencies[m] = std::pow(theta, -2.0 * static_cast<double>(m) / static_cast<double>(head_dim));
+  }
+  return frequencies;
+}
+
+double positive(const JsonReader& reader, const std::string& key) {
+  const double value = reader.get_number(key);
+  if (!(value > 0) || !std::isfinite(value)) {
+    throw ParseError(
+        "a key is out of range",
+        reader.place(key),
+        fmt::format("expected a positive number, found {}", value),
+        "check the file");
+  }
+  return value;
+}
+
+// Llama 3.1: long wavelengths are slowed down by `factor`, short ones kept, a ramp in between.
+void scale_llama3(const JsonReader& rope, std::vector<double>& frequencies) {
+  const double factor = positive(rope, "factor");
+  const double low = positive(rope, "low_freq_factor");
+  const double high = positive(rope, "high_freq_factor");
+  const double original = positive(rope, "original_max_position_embeddings");
+  if (!(high > low)) {
+    throw ParseError(
+        "a key is out of range",
+        rope.place("high_freq_factor"),
+        "it must exceed low_freq_factor",
+        "check the file");
+  }
+  for (double& f : frequencies) {
+    const double wavelength = 2 * std::numbers::pi / f;
+    if (wavelength > original / low) {
+      f /= factor;
+    } else if (wavelength >= original / high) {
+      const double ramp = (original / wavelength - low) / (high - low);
+      f = (1 - ramp) * f / factor + ramp * f;
+    }
+  }
+}
+
+// YaRN (arXiv 2309.00071) as transformers computes it; static, whatever the current length.
+float scale_yarn(
+    const JsonReader& rope,
+    double theta,
+    std::int64_t head_dim,
+    double max_positions,
+    std::vector<double>& frequencies) {
+  const double factor = positive(rope, "factor");
+  const double original = rope.has("original_max_position_embeddings")
+                              ? positive(rope, "original_max_position_embeddings")
+                              : max_positions;
+  const auto dim = static_cast<double>(head_dim);
+  const auto correction = [&](double rotations) {
+    return dim * std::log(original / (rotations * 2 * std::numbers::pi)) / (2 * std::log(theta));
+  };
+  double low = correction(rope.get_number_or("beta_fast", 32));
+  double high = correction(rope.get_number_or("beta_slow", 1));
+  if (rope.get_bool_or("truncate", true)) {
+    low = std::floor(low);
+    high = std::ceil(high);
+  }
+  low = std::max(low, 0.0);
+  high = std::min(high, dim - 1);
+  if (low == high) {
+    high += 0.001;
+  }
+  for (std::size_t m = 0; m < frequencies.size(); ++m) {
+    const double ramp = std::clamp((static_cast<double>(m) - low) / (high - low), 0.0, 1.0);
+    frequencies[m] = frequencies[m] / factor * ramp + frequencies[m] * (1 - ramp);
+  }
+  if (rope.has("attention_factor")) {
+    return static_cast<float>(positive(rope, "attention_factor"));
+  }
+  const auto mscale = [&](double scale) {
+    return factor <= 1 ? 1.0 : 0.1 * scale * std::log(factor) + 1;
+  };
+  if (rope.has("mscale") && rope.has("mscale_all_dim")) {
+    return static_cast<float>(
+        mscale(rope.get_number("mscale")) / mscale(rope.get_number("mscale_all_dim")));
+  }
+  return static_cast<float>(mscale(1));
+}
+
+// Both spellings: rope_theta + rope_scaling (old), rope_parameters (transformers 5).
+Rope read_rope(const JsonReader& config, const ModelConfig& model, bool theta_required) {
+  std::optional<JsonReader> scaling;
+  double theta = 10000;
+  if (config.has("rope_parameters")) {
+    scaling = config.get_object("rope_parameters");
+  } else if (config.has("rope_scaling")) {
+    scaling = config.get_object("rope_scaling");
+  }
+  if (scaling && scaling->has("rope_theta")) {
+    theta = positive(*scaling, "rope_theta");
+  } else if (config.has("rope_theta")) {
+    theta = positive(config, "rope_theta");
+  } else if (theta_required) {
+    throw ParseError(
+        "a required key is missing",
+        config.place("rope_theta"),
+        "the usual default of 10000 is wrong for this family",
+        "take config.json from the model's own release");
+  }
+  refuse_unless(config, "partial_rotary_factor", 1.0);
+  Rope rope;
+  std::vector<double> frequencies = plain_frequencies(theta, model.head_dim);
+  if (scaling) {
+    refuse_unless(*scaling, "partial_rotary_factor", 1.0);
+    const std::string type = scaling->has("rope_type") ? scaling->get_string("rope_type")
+                                                       : scaling->get_string_or("type", "default");
+    if (type == "llama3") {
+      scale_llama3(*scaling, frequencies);
+    } else if (type == "yarn") {
+      rope.attention_factor = scale_yarn(
+          *scaling, theta, model.head_dim, static_cast<double>(model.max_positions), frequencies);
+    } else if (type == "linear") {
+      const double factor = positive(*scaling, "factor");
+      for (double& f : frequencies) {
+        f /= factor;
+      }
+    } else if (type != "default") {
+      throw UnsupportedError(
+          "a rope type that quern does not compute",
+          scaling->place("rope_type"),
+          "expected default, linear, llama3 or yarn, found " + type,
+          "remove the scaling if the context is short");
+    }
+  }
+  rope.inverse_frequencies.assign(frequencies.begin(), frequencies.end());
+  return rope;
+}
+
+std::vector<std::int64_t> read_sliding_windows(
+    const JsonReader& config, std::int64_t layers, const DenseDefaults& defaults) {
+  std::vector<std::int64_t> windows(static_cast<std::size_t>(layers), 0);
+  const bool on = defaults.sliding_by_key ||
+                  (defaults.sliding_by_layer && config.get_bool_or("use_sliding_window", false));
+  if (on && config.has("sliding_window")) {
+    const std::int64_t window = config.get_int_in("sliding_window", 1, kMaxPositions);
+    const std::int64_t first =
+        defaults.sliding_by_layer ? config.get_int_in_or("max_window_layers", 0, kMaxWidth, 28) : 0;
+    for (std::int64_t layer = first; layer < layers; ++layer) {
+      windows[static_cast<std::size_t>(layer)] = window;
+    }
+  }
+  if (!config.has("layer_types")) {
+    return windows;
+  }
+  const Json& types = config.get_array("layer_types");
+  if (types.size() != windows.size()) {
+    throw ParseError(
+        "a key has the wrong length",
+        config.place("layer_types"),
+        fmt::format("expected {} entries, found {}", windows.size(), types.size()),
+        "check the file");
+  }
+  for (std::size_t layer = 0; layer < windows.size(); ++layer) {
+    if (types[layer] == "full_attention") {
+      windows[layer] = 0;
+    } else if (types[layer] != "sliding_attention") {
+      unsupported(config, "layer_types", "full_attention or sliding_attention");
+    } else if (windows[layer] == 0) {
+      windows[layer] = config.get_int_in("sliding_window", 1, kMaxPositions);
+    }
+  }
+  return windows;
+}
+
+DType read_dtype(const JsonReader& config) {
+  const std::string key = config.has("dtype") ? "dtype" : "torch_dtype";
+  const std::string name = config.get_string_or(key, "bfloat16");
+  if (name == "bfloat16") {
+    return DType::kBF16;
+  }
+  if (name == "float16") {
+    return DType::kF16;
+  }
+  if (name == "float32") {
+    return DType::kF32;
+  }
+  unsupported(config, key, "bfloat16, float16 or float32");
+}
+
+}  // namespace
+
+void refuse_unless(const JsonReader& config, const std::string& key, const Json& expected) {
+  if (config.has(key) && *config.json().find(key) != expected) {
+    unsupported(config, key, expected.dump());
+  }
+}
+
+ModelConfig read_dense_config(const JsonReader& config, const DenseDefaults& defaults) {
+  ModelConfig model;
+  model.family = config.get_string("model_type");
+  if (config.has("architectures")) {
+    const Json& names = config.get_array("architectures");
+    model.architecture = names.empty() || !names[0].is_string() ? "" : names[0].get<std::string>();
+  }
+  for (const char* key : kChangesComputation) {
+    if (config.has(key)) {
+      unsupported(config, key, "nothing");
+    }
+  }
+  refuse_unless(config, "hidden_act", "silu");
+  model.vocab_size = config.get_int_in("vocab_size", 1, std::int64_t{1} << 24);
+  model.hidden_size = config.get_int_in("hidden_size", 1, kMaxWidth);
+  model.layers = config.get_int_in("num_hidden_layers", 1, 4096);
+  model.heads = config.get_int_in("num_attention_heads", 1, 4096);
+  model.kv_heads = config.get_int_in_or("num_key_value_heads", 1, 4096, model.heads);
+  const std::int64_t default_dim =
+      defaults.default_head_dim != 0 ? defaults.default_head_dim : model.hidden_size / model.heads;
+  model.head_dim = config.has("head_dim") ? config.get_int_in("head_dim", 2, 4096) : default_dim;
+  model.intermediate_size = config.get_int_in("intermediate_size", 1, kMaxWidth);
+  model.max_positions = config.get_int_in_or("max_position_embeddings", 1, kMaxPositions, 2048);
+  if (model.heads % model.kv_heads != 0) {
+    unsupported(
+        config,
+        "num_key_value_heads",
+        fmt::format("a divisor of num_attention_heads ({})", model.heads));
+  }
+  if (model.head_dim < 2 || model.head_dim % 2 != 0) {
+    throw UnsupportedError(
+        "a head width that rotary positions cannot pair",
+        config.place("head_dim"),
+        fmt::format("expected an even number, found {}", model.head_dim),
+        "check the file");
+  }
+  model.norm_eps =
+      static_cast<float>(config.has("rms_norm_eps") ? positive(config, "rms_norm_eps") : 1e-6);
+  model.tied_embeddings = config.get_bool_or("tie_word_embeddings", false);
+  model.rope = read_rope(config, model, defaults.theta_required);
+  model.sliding_windows = read_sliding_windows(config, model.layers, defaults);
+  model.dtype = read_dtype(config);
+  if (config.has("eos_token_id")) {
+    const Json& eos = *config.json().find("eos_token_id");
+    for (const Json& id : eos.is_array() ? eos : Json::array({eos})) {
+      if (!id.is_number_integer()) {
+        unsupported(config, "eos_token_id", "a token id or a list of them");
+      }
+      model.eos_ids.push_back(id.get<std::int32_t>());
+    }
+  }
+  return model;
+}
+
+}  // namespace quern

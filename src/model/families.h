@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "model/graph.h"
+
+namespace quern {
+
+// Defined one per family file; listed in families.cpp.
+[[nodiscard]] ModelGraph build_llama(const JsonReader& config);
+[[nodiscard]] ModelGraph build_mistral(const JsonReader& config);
+[[nodiscard]] ModelGraph build_qwen2(const JsonReader& config);
+[[nodiscard]] ModelGraph build_qwen3(const JsonReader& config);
+
+}  // namespace quern

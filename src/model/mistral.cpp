@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "model/families.h"
+
+namespace quern {
+
+// Mistral, for comparison: as Llama without biases, with an optional sliding window on all layers.
+ModelGraph build_mistral(const JsonReader& config) {
+  DenseDefaults defaults;
+  defaults.theta_required = false;
+  defaults.sliding_by_key = true;
+  return dense_graph(read_dense_config(config, defaults), DenseOptions{});
+}
+
+}  // namespace quern

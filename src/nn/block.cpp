@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "nn/block.h"
+
+#include "kernels/kernels.h"
+#include "nn/linear.h"
+
+#include <utility>
+#include <vector>
+
+namespace quern {
+namespace {
+
+constexpr std::int64_t kRowChunk = 32;
+
+void add_linear(
+    const Context& ctx,
+    Workspace& workspace,
+    const LinearWeights& weights,
+    const float* X,
+    std::int64_t rows,
+    float* x) {
+  std::vector<float> y(static_cast<std::size_t>(rows * weights.out_features));
+  linear_forward(ctx, workspace, weights, X, rows, y.data());
+  ctx.pool.for_chunks(rows, kRowChunk, [&](std::int64_t begin, std::int64_t end, int) {
+    const std::int64_t offset = begin * weights.out_features;
+    ctx.kernels.axpy_f32(1.0F, y.data() + offset, x + offset, (end - begin) * weights.out_features);
+  });
+}
+
+void mlp_hidden(
+    const Context& ctx,
+    Workspace& workspace,
+    const BlockWeights& weights,
+    const float* X,
+    std::int64_t rows,
+    float* hidden) {
+  const std::int64_t width = weights.linears[kUpProj].out_features;
+  std::vector<float> gate(static_cast<std::size_t>(rows * width));
+  std::vector<float> up(static_cast<std::size_t>(rows * width));
+  linear_forward(ctx, workspace, weights.linears[kGateProj], X, rows, gate.data());
+  linear_forward(ctx, workspace, weights.linears[kUpProj], X, rows, up.data());
+  ctx.pool.for_chunks(rows, kRowChunk, [&](std::int64_t begin, std::int64_t end, int) {
+    const std::int64_t offset = begin * width;
+    ctx.kernels.swiglu(
+        gate.data() + offset, up.data() + offset, hidden + offset, (end - begin) * width);
+  });
+}
+
+}  // namespace
+
+bool site_reads_residual(int site) {
+  return site == kAttentionInput || site == kMlpInput;
+}
+
+void site_input(
+    const Context& ctx,
+    const ModelConfig& config,
+    const BlockWeights& weights,
+    int site,
+    const float* x,
+    std::int64_t rows,
+    float* X) {
+  const std::vector<float>& gain =
+      site == kAttentionInput ? weights.attention_norm : weights.mlp_norm;
+  const std::int64_t width = config.hidden_size;
+  ctx.pool.for_chunks(rows, kRowChunk, [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t t = begin; t < end; ++t) {
+      ctx.kernels.rms_norm(x + t * width, gain.data(), config.norm_eps, X + t * width, width);
+    }
+  });
+}
+
+void apply_site(
+    const Context& ctx,
+    Workspace& workspace,
+    const ModelConfig& config,
+    const Block& block,
+    const BlockWeights& weights,
+    int site,
+    const float* X,
+    std::int64_t rows,
+    LayerCache& cache,
+    float* x,
+    float* carried) {
+  switch (site) {
+    case kAttentionInput:
+      attention_forward(ctx, workspace, config, block, weights, X, rows, cache, carried);
+      return;
+    case kAttentionOutput: add_linear(ctx, workspace, weights.linears[kO], X, rows, x); return;
+    case kMlpInput: mlp_hidden(ctx, workspace, weights, X, rows, carried); return;
+    default: add_linear(ctx, workspace, weights.linears[kDownProj], X, rows, x); return;
+  }
+}
+
+void block_forward(
+    const Context& ctx,
+    Workspace& workspace,
+    const ModelConfig& config,
+    const Block& block,
+    const BlockWeights& weights,
+    std::int64_t rows,
+    LayerCache& cache,
+    float* x) {
+  std::vector<float> X;
+  std::vector<float> carried;
+  for (int site = 0; site < static_cast<int>(block.sites.size()); ++site) {
+    if (site_reads_residual(site)) {
+      X.resize(static_cast<std::size_t>(rows * block.sites[static_cast<std::size_t>(site)].width));
+      site_input(ctx, config, weights, site, x, rows, X.data());
+    } else {
+      std::swap(X, carried);
+    }
+    if (static_cast<std::size_t>(site) + 1 < block.sites.size()) {
+      carried.resize(
+          static_cast<std::size_t>(rows * block.sites[static_cast<std::size_t>(site) + 1].width));
+    }
+    apply_site(
+        ctx, workspace, config, block, weights, site, X.data(), rows, cache, x, carried.data());
+  }
+}
+
+}  // namespace quern

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "nn/attention.h"
+
+namespace quern {
+
+// One decoder block, cut at its calibration sites: for site 0, 1, …, site_input gives the rows X
+// that enter the linears of the site, apply_site runs those linears. Calibration stops between the
+// two to gather X and between sites to quantize; evaluation and generation run straight through
+// (block_forward). There is no second forward pass.
+//
+// x [rows, hidden] is the residual stream. What passes from one site to the next besides x (the
+// attention output, the MLP's hidden values) is `carried` [rows, width of the next site].
+
+// True when X of the site is recomputed from x; false when it is what the previous site carried.
+[[nodiscard]] bool site_reads_residual(int site);
+
+// X [rows, sites[site].width] of a site that reads the residual.
+void site_input(
+    const Context& ctx,
+    const ModelConfig& config,
+    const BlockWeights& weights,
+    int site,
+    const float* x,
+    std::int64_t rows,
+    float* X);
+
+// Runs the linears of `site` on X: updates x for sites that end a branch, else fills `carried`
+// (rows x width of site + 1). `cache` is used by the attention site only.
+void apply_site(
+    const Context& ctx,
+    Workspace& workspace,
+    const ModelConfig& config,
+    const Block& block,
+    const BlockWeights& weights,
+    int site,
+    const float* X,
+    std::int64_t rows,
+    LayerCache& cache,
+    float* x,
+    float* carried);
+
+// The whole block: x [rows, hidden] in place, new keys and values appended to `cache`.
+void block_forward(
+    const Context& ctx,
+    Workspace& workspace,
+    const ModelConfig& config,
+    const Block& block,
+    const BlockWeights& weights,
+    std::int64_t rows,
+    LayerCache& cache,
+    float* x);
+
+}  // namespace quern

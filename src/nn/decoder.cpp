@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "nn/decoder.h"
+
+#include "base/error.h"
+#include "kernels/kernels.h"
+#include "nn/linear.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+namespace quern {
+namespace {
+
+constexpr std::int64_t kLogitBytes = std::int64_t{128} << 20;
+
+}  // namespace
+
+std::vector<float> embed_tokens(const TensorView& embedding, std::span<const std::int32_t> ids) {
+  const std::int64_t vocab = embedding.shape.at(0);
+  const std::int64_t width = embedding.shape.at(1);
+  std::vector<float> x(ids.size() * static_cast<std::size_t>(width));
+  for (std::size_t t = 0; t < ids.size(); ++t) {
+    if (ids[t] < 0 || ids[t] >= vocab) {
+      throw UsageError(
+          "a token id is outside the vocabulary",
+          fmt::format("position {}", t),
+          fmt::format("expected 0 to {}, found {}", vocab - 1, ids[t]),
+          "use token ids of this model's tokenizer");
+    }
+    to_float(
+        embedding.rows(ids[t], ids[t] + 1),
+        std::span(x).subspan(t * static_cast<std::size_t>(width), static_cast<std::size_t>(width)));
+  }
+  return x;
+}
+
+void Decoder::final_norm(std::vector<float>& x) const {
+  const std::int64_t width = model_.graph.config.hidden_size;
+  const auto rows = static_cast<std::int64_t>(x.size()) / width;
+  ctx_.pool.for_chunks(rows, 64, [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t t = begin; t < end; ++t) {
+      float* row = x.data() + t * width;
+      ctx_.kernels.rms_norm(
+          row, model_.final_norm.data(), model_.graph.config.norm_eps, row, width);
+    }
+  });
+}
+
+std::vector<float> Decoder::forward(
+    std::span<const std::int32_t> ids, Sequence& sequence, const HiddenObserver& observer) {
+  sequence.layers.resize(model_.blocks.size());
+  std::vector<float> x = embed_tokens(model_.embedding, ids);
+  for (std::size_t i = 0; i < model_.blocks.size(); ++i) {
+    if (observer) {
+      observer(static_cast<int>(i), x);
+    }
+    block_forward(
+        ctx_,
+        workspace_,
+        model_.graph.config,
+        model_.graph.blocks[i],
+        model_.blocks[i],
+        static_cast<std::int64_t>(ids.size()),
+        sequence.layers[i],
+        x.data());
+  }
+  if (observer) {
+    observer(static_cast<int>(model_.blocks.size()), x);
+  }
+  final_norm(x);
+  return x;
+}
+
+std::vector<float> Decoder::forward(
+    std::span<const std::int32_t> ids, const HiddenObserver& observer) {
+  std::vector<float> x = embed_tokens(model_.embedding, ids);
+  LayerCache cache;
+  for (std::size_t i = 0; i < model_.blocks.size(); ++i) {
+    if (observer) {
+      observer(static_cast<int>(i), x);
+    }
+    cache.clear();
+    block_forward(
+        ctx_,
+        workspace_,
+        model_.graph.config,
+        model_.graph.blocks[i],
+        model_.blocks[i],
+        static_cast<std::int64_t>(ids.size()),
+        cache,
+        x.data());
+  }
+  if (observer) {
+    observer(static_cast<int>(model_.blocks.size()), x);
+  }
+  final_norm(x);
+  return x;
+}
+
+std::int64_t Decoder::rows_per_chunk() const {
+  return std::clamp<std::int64_t>(kLogitBytes / 4 / model_.graph.config.vocab_size, 16, 1024);
+}
+
+void Decoder::for_logits(std::span<const float> hidden, const LogitsFunction& function) {
+  const std::int64_t width = model_.graph.config.hidden_size;
+  const auto rows = static_cast<std::int64_t>(hidden.size()) / width;
+  const std::int64_t chunk = std::min(rows, rows_per_chunk());
+  logits_.resize(static_cast<std::size_t>(chunk * model_.graph.config.vocab_size));
+  for (std::int64_t begin = 0; begin < rows; begin += chunk) {
+    const std::int64_t n = std::min(chunk, rows - begin);
+    linear_forward(ctx_, workspace_, model_.head, hidden.data() + begin * width, n, logits_.data());
+    function(begin, n, logits_.data());
+  }
+}
+
+}  // namespace quern

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "nn/block.h"
+
+#include <functional>
+#include <span>
+#include <vector>
+
+namespace quern {
+
+// State of one sequence while it is decoded: the caches of all layers.
+struct Sequence {
+  std::vector<LayerCache> layers;
+  [[nodiscard]] std::int64_t tokens() const { return layers.empty() ? 0 : layers.front().tokens; }
+};
+
+// Runs a loaded model; the forward pass of evaluation and generation.
+class Decoder {
+ public:
+  Decoder(const Context& ctx, const Model& model) : ctx_(ctx), model_(model), workspace_(ctx) {}
+
+  // Called with the residual stream before each block, and once more after the last.
+  using HiddenObserver = std::function<void(int layer, std::span<const float> x)>;
+
+  // Final-normed hidden rows [ids.size(), hidden] of `ids` after what `sequence` has seen. Throws
+  // UsageError for ids outside the vocabulary.
+  [[nodiscard]] std::vector<float> forward(
+      std::span<const std::int32_t> ids,
+      Sequence& sequence,
+      const HiddenObserver& observer = nullptr);
+  // The same for a sequence of its own, keeping no cache beyond one layer.
+  [[nodiscard]] std::vector<float> forward(
+      std::span<const std::int32_t> ids, const HiddenObserver& observer = nullptr);
+
+  // Logits [rows, vocab] of final-normed rows, in chunks of at most `rows_per_chunk`, so that a
+  // large vocabulary never needs rows x vocab floats at once.
+  using LogitsFunction =
+      std::function<void(std::int64_t begin, std::int64_t rows, const float* logits)>;
+  void for_logits(std::span<const float> hidden, const LogitsFunction& function);
+  [[nodiscard]] std::int64_t rows_per_chunk() const;
+
+  [[nodiscard]] const Model& model() const { return model_; }
+
+ private:
+  void final_norm(std::vector<float>& x) const;
+
+  const Context& ctx_;
+  const Model& model_;
+  Workspace workspace_;
+  std::vector<float> logits_;
+};
+
+// Rows of the embedding table for `ids`, as floats [ids.size(), hidden].
+[[nodiscard]] std::vector<float> embed_tokens(
+    const TensorView& embedding, std::span<const std::int32_t> ids);
+
+}  // namespace quern

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "nn/weights.h"
+
+#include "base/error.h"
+
+#include <utility>
+
+namespace quern {
+namespace {
+
+std::vector<float> load_vector(
+    const std::string& name, std::int64_t size, const Checkpoint& checkpoint) {
+  return to_float(checkpoint.tensors().require(name, {size}));
+}
+
+}  // namespace
+
+LinearWeights load_linear_weights(const Linear& linear, const Checkpoint& checkpoint) {
+  StoredLinear stored =
+      checkpoint.load_linear(linear.module, linear.out_features, linear.in_features);
+  LinearWeights weights;
+  weights.out_features = linear.out_features;
+  weights.in_features = linear.in_features;
+  if (stored.packed) {
+    weights.packed = std::move(stored.packed);
+  } else {
+    weights.dense = *stored.dense;
+  }
+  if (linear.has_bias) {
+    weights.bias = load_vector(linear.module + ".bias", linear.out_features, checkpoint);
+  }
+  return weights;
+}
+
+BlockWeights load_block_weights(const Block& block, const Checkpoint& checkpoint) {
+  BlockWeights weights;
+  for (const Linear& linear : block.linears) {
+    weights.linears.push_back(load_linear_weights(linear, checkpoint));
+  }
+  weights.attention_norm =
+      load_vector(block.attention_norm.tensor, block.attention_norm.size, checkpoint);
+  weights.mlp_norm = load_vector(block.mlp_norm.tensor, block.mlp_norm.size, checkpoint);
+  if (block.has_qk_norm) {
+    weights.q_norm = load_vector(block.q_norm.tensor, block.q_norm.size, checkpoint);
+    weights.k_norm = load_vector(block.k_norm.tensor, block.k_norm.size, checkpoint);
+  }
+  return weights;
+}
+
+void release_block_weights(const BlockWeights& weights, const Checkpoint& checkpoint) {
+  for (const LinearWeights& linear : weights.linears) {
+    if (!linear.packed) {
+      checkpoint.tensors().release(linear.dense);
+    }
+  }
+}
+
+Model load_model(std::unique_ptr<Checkpoint> checkpoint) {
+  Model model;
+  model.graph =
+      build_graph(checkpoint->config(), (checkpoint->directory() / "config.json").string());
+  check_tensors(model.graph, *checkpoint);
+  const ModelConfig& config = model.graph.config;
+  model.embedding =
+      checkpoint->tensors().require(model.graph.embedding, {config.vocab_size, config.hidden_size});
+  for (const Block& block : model.graph.blocks) {
+    model.blocks.push_back(load_block_weights(block, *checkpoint));
+  }
+  model.final_norm =
+      load_vector(model.graph.final_norm.tensor, model.graph.final_norm.size, *checkpoint);
+  if (model.graph.head_tied) {
+    model.head.out_features = config.vocab_size;
+    model.head.in_features = config.hidden_size;
+    model.head.dense = model.embedding;
+  } else {
+    model.head = load_linear_weights(model.graph.head, *checkpoint);
+  }
+  model.checkpoint = std::move(checkpoint);
+  return model;
+}
+
+}  // namespace quern

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "model/graph.h"
+#include "quant/packed_linear.h"
+#include "tensor/checkpoint.h"
+
+#include <memory>
+#include <vector>
+
+namespace quern {
+
+// The weights of one linear: dense values as the file stores them (BF16 stays BF16), or packed.
+struct LinearWeights {
+  std::int64_t out_features = 0;
+  std::int64_t in_features = 0;
+  TensorView dense;  // points into the mapped file; unused when packed
+  std::shared_ptr<const PackedLinear> packed;  // null when dense
+  std::vector<float> bias;  // [out_features] or empty
+};
+
+struct BlockWeights {
+  std::vector<LinearWeights> linears;  // in the order of Block::linears
+  std::vector<float> attention_norm;
+  std::vector<float> mlp_norm;
+  std::vector<float> q_norm;
+  std::vector<float> k_norm;
+};
+
+[[nodiscard]] LinearWeights load_linear_weights(const Linear& linear, const Checkpoint& checkpoint);
+[[nodiscard]] BlockWeights load_block_weights(const Block& block, const Checkpoint& checkpoint);
+
+// Gives the mapped pages of a block's dense weights back to the system.
+void release_block_weights(const BlockWeights& weights, const Checkpoint& checkpoint);
+
+// A model opened for running: graph, checkpoint and every weight (dense ones mapped).
+struct Model {
+  ModelGraph graph;
+  std::unique_ptr<Checkpoint> checkpoint;
+  TensorView embedding;
+  std::vector<BlockWeights> blocks;
+  std::vector<float> final_norm;
+  LinearWeights head;
+};
+
+// Opens, checks and loads. Throws the errors of its parts.
+[[nodiscard]] Model load_model(std::unique_ptr<Checkpoint> checkpoint);
+
+}  // namespace quern
