@@ -7,8 +7,9 @@ GPTQ checkpoint written by quern it runs twice:
 
     as it is    the model as anybody would load it. GPTQModel keeps scales as float16 and therefore rounds every
                 dequantized weight s*(q-z) to float16, so this can only agree up to that rounding.
-    float32     the same quantized modules, their scales widened to float32 (exact), their weights decoded by GPTQModel's own
-                dequantize_weight() and put into dense float32 linears. What is left is the order of sums.
+    float32     the same quantized modules, their scales widened to float32 (exact), their weights decoded by
+                GPTQModel's own dequantize_weight() and put into dense float32 linears. What is left is the order
+                of sums.
 
 For each it prints the largest absolute difference, the largest logit, their ratio and a tolerance with its
 derivation. Exit code: 0 both agree, 1 a ratio exceeds its tolerance, 2 a side could not be run.
@@ -172,8 +173,8 @@ def float32_tolerance(linears: int, longest_sum: int) -> tuple[float, str]:
     estimate = FLOAT32_UNIT_ROUNDOFF * math.sqrt(longest_sum * linears)
     return max(FLOAT32_FLOOR, 4 * estimate), (
         f"the larger of {FLOAT32_FLOOR:g} and 4 * 2^-24 * sqrt({longest_sum} * {linears}) = {4 * estimate:.1e}.\n"
-        f"    Both sides hold the same float32 weights; a sum of at most {longest_sum} products, in another order, moves by\n"
-        f"    about 2^-24 * sqrt({longest_sum}), and {linears} linears add in quadrature."
+        f"    Both sides hold the same float32 weights; a sum of at most {longest_sum} products, in another\n"
+        f"    order, moves by about 2^-24 * sqrt({longest_sum}), and {linears} linears add in quadrature."
     )
 
 
@@ -195,7 +196,9 @@ def main() -> int:
         quantization = config["quantization_config"]
         ids = json.loads(arguments.ids.read_text()) if arguments.ids else default_ids(config["vocab_size"])
     except (OSError, ValueError, KeyError) as problem:
-        raise fail("cannot read the checkpoint or the ids", repr(problem), "a directory with a GPTQ checkpoint") from problem
+        raise fail(
+            "cannot read the checkpoint or the ids", repr(problem), "a directory with a GPTQ checkpoint"
+        ) from problem
 
     ours = quern_logits(arguments.quern, arguments.checkpoint, ids, arguments.threads)
     with stdout_to_stderr():
@@ -211,8 +214,11 @@ def main() -> int:
 
     for i, (mine, theirs) in enumerate(zip(ours, exact, strict=True)):
         if mine.dtype != torch.float32 or mine.shape != theirs.shape:
-            raise fail(f"logits.{i} of quern", f"{mine.dtype} {list(mine.shape)}, not float32 {list(theirs.shape)}",
-                       "see the contract of `quern logits`")
+            raise fail(
+                f"logits.{i} of quern",
+                f"{mine.dtype} {list(mine.shape)}, not float32 {list(theirs.shape)}",
+                "see the contract of `quern logits`",
+            )
 
     largest = max(tensor.abs().max().item() for tensor in exact)
     rounding = largest_difference(as_it_is, exact)

@@ -207,9 +207,7 @@ def make_model(spec: Model, directory: Path) -> None:
     safetensors.torch.save_file(logits, golden / "logits.safetensors")
 
 
-def check_features_matter(
-    spec: Model, directory: Path, ids: list[list[int]], logits: dict[str, torch.Tensor]
-) -> None:
+def check_features_matter(spec: Model, directory: Path, ids: list[list[int]], logits: dict[str, torch.Tensor]) -> None:
     """A golden file that an engine without the feature would reproduce is no test: fail on it."""
     plain_rope = {"rope_type": "default", "rope_theta": spec.config["rope_parameters"]["rope_theta"]}
     without: dict[str, dict[str, Any]] = {}

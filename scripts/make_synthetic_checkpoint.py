@@ -253,8 +253,10 @@ def config(shape: Shape) -> dict[str, Any]:
 def copy_tokenizer(source: Path, out: Path) -> None:
     found = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
     if not any(path.name in ("tokenizer.json", "vocab.json") for path in found):
-        raise SystemExit(f"error: no tokenizer in {source}\nreason: expected tokenizer.json or vocab.json\n"
-                         "try: --tokenizer with the directory of a model")
+        raise SystemExit(
+            f"error: no tokenizer in {source}\nreason: expected tokenizer.json or vocab.json\n"
+            "try: --tokenizer with the directory of a model"
+        )
     for path in found:
         shutil.copyfile(path, out / path.name)
 
@@ -328,8 +330,9 @@ def main() -> int:
         parameters = sum(tensor.elements for tensor in model_tensors(shape))
         print(f"{arguments.out}: {parameters / 1e6:.1f} M parameters", file=sys.stderr)
     if arguments.ids_out is not None:
-        write_ids(arguments.ids_out, shape.vocab, arguments.samples, arguments.length,
-                  arguments.ids_dtype, arguments.seed)
+        write_ids(
+            arguments.ids_out, shape.vocab, arguments.samples, arguments.length, arguments.ids_dtype, arguments.seed
+        )
         print(f"{arguments.ids_out}: {arguments.samples} x {arguments.length} ids", file=sys.stderr)
     return 0
 
