@@ -112,6 +112,17 @@ void AtomicFile::write_at(std::uint64_t offset, std::span<const std::byte> bytes
   }
 }
 
+void AtomicFile::reserve(std::uint64_t bytes) {
+  while (bytes > 0 && ::fallocate(descriptor_, 0, 0, static_cast<off_t>(bytes)) != 0) {
+    if (errno == EOPNOTSUPP || errno == ENOSYS) {
+      return;
+    }
+    if (errno != EINTR) {
+      throw_write_error(partial_, errno);
+    }
+  }
+}
+
 void AtomicFile::commit() {
   if (::fsync(descriptor_) != 0) {
     throw_write_error(partial_, errno);

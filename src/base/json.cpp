@@ -13,47 +13,55 @@
 namespace quern {
 namespace {
 
-constexpr int kMaxDepth = 64;
+constexpr std::size_t kMaxDepth = 64;
 
 // Builds the document while refusing what nlohmann's own parser lets pass: duplicate keys (the last
-// would win silently) and nesting that would exhaust the stack of recursive code.
+// would win silently) and nesting that would exhaust the stack of recursive code. Members are
+// appended without the look-up that makes an ordered object quadratic: headers and vocabularies have
+// a hundred thousand of them.
 class StrictReader : public nlohmann::json_sax<Json> {
  public:
-  explicit StrictReader(Json& root) : builder_(root, false) {}
+  explicit StrictReader(Json& root) : root_(&root) {}
 
-  bool null() override { return builder_.null(); }
-  bool boolean(bool value) override { return builder_.boolean(value); }
-  bool number_integer(number_integer_t value) override { return builder_.number_integer(value); }
-  bool number_unsigned(number_unsigned_t value) override { return builder_.number_unsigned(value); }
+  bool null() override { return put(nullptr); }
+  bool boolean(bool value) override { return put(value); }
+  bool number_integer(number_integer_t value) override { return put(value); }
+  bool number_unsigned(number_unsigned_t value) override { return put(value); }
   bool number_float(number_float_t value, const string_t& text) override {
     if (!std::isfinite(value)) {
       problem_ = "a number out of range: " + text;
       return false;
     }
-    return builder_.number_float(value, text);
+    return put(value);
   }
-  bool string(string_t& value) override { return builder_.string(value); }
-  bool binary(binary_t& value) override { return builder_.binary(value); }
+  bool string(string_t& value) override { return put(std::move(value)); }
+  bool binary(binary_t& value) override { return put(std::move(value)); }
   bool start_object(std::size_t size) override {
+    (void)size;
     keys_.emplace_back();
-    return enter() && builder_.start_object(size);
+    return enter(Json::object());
   }
   bool key(string_t& value) override {
     if (!keys_.back().insert(value).second) {
       problem_ = "the key \"" + value + "\" stands twice in one object";
       return false;
     }
-    return builder_.key(value);
+    auto& members = open_.back()->get_ref<Json::object_t&>();
+    slot_ = &members.emplace_back(value, nullptr).second;
+    return true;
   }
   bool end_object() override {
     keys_.pop_back();
-    --depth_;
-    return builder_.end_object();
+    open_.pop_back();
+    return true;
   }
-  bool start_array(std::size_t size) override { return enter() && builder_.start_array(size); }
+  bool start_array(std::size_t size) override {
+    (void)size;
+    return enter(Json::array());
+  }
   bool end_array() override {
-    --depth_;
-    return builder_.end_array();
+    open_.pop_back();
+    return true;
   }
   bool parse_error(
       std::size_t position,
@@ -67,17 +75,33 @@ class StrictReader : public nlohmann::json_sax<Json> {
   [[nodiscard]] const std::string& problem() const { return problem_; }
 
  private:
-  bool enter() {
-    if (++depth_ > kMaxDepth) {
-      problem_ = fmt::format("nested deeper than {}", kMaxDepth);
-      return false;
+  // Stores a value where the document goes on; `slot_` is then the stored one.
+  bool put(Json value) {
+    if (!open_.empty() && open_.back()->is_array()) {
+      auto& items = open_.back()->get_ref<Json::array_t&>();
+      slot_ = &items.emplace_back(std::move(value));
+      return true;
     }
+    slot_ = open_.empty() ? root_ : slot_;
+    *slot_ = std::move(value);
     return true;
   }
 
-  nlohmann::detail::json_sax_dom_parser<Json> builder_;
+  bool enter(Json container) {
+    if (open_.size() >= kMaxDepth) {
+      problem_ = fmt::format("nested deeper than {}", kMaxDepth);
+      return false;
+    }
+    put(std::move(container));
+    // Stays valid: a container grows only after everything inside its last element was closed.
+    open_.push_back(slot_);
+    return true;
+  }
+
+  Json* root_;
+  Json* slot_ = nullptr;  // the value that follows the last key
+  std::vector<Json*> open_;
   std::vector<std::unordered_set<std::string>> keys_;
-  int depth_ = 0;
   std::string problem_;
 };
 
