@@ -13,6 +13,16 @@ std::vector<float> load_vector(
   return to_float(checkpoint.tensors().require(name, {size}));
 }
 
+// Kernels cast the bytes to values; a file may start a tensor at any byte.
+void align_dense(LinearWeights& weights) {
+  const auto address = reinterpret_cast<std::uintptr_t>(weights.dense.bytes.data());
+  if (address % dtype_size(weights.dense.dtype) != 0) {
+    weights.aligned_copy = std::make_shared<const std::vector<std::byte>>(
+        weights.dense.bytes.begin(), weights.dense.bytes.end());
+    weights.dense.bytes = *weights.aligned_copy;
+  }
+}
+
 }  // namespace
 
 LinearWeights load_linear_weights(const Linear& linear, const Checkpoint& checkpoint) {
@@ -25,6 +35,7 @@ LinearWeights load_linear_weights(const Linear& linear, const Checkpoint& checkp
     weights.packed = std::move(stored.packed);
   } else {
     weights.dense = *stored.dense;
+    align_dense(weights);
   }
   if (linear.has_bias) {
     weights.bias = load_vector(linear.module + ".bias", linear.out_features, checkpoint);
@@ -49,7 +60,7 @@ BlockWeights load_block_weights(const Block& block, const Checkpoint& checkpoint
 
 void release_block_weights(const BlockWeights& weights, const Checkpoint& checkpoint) {
   for (const LinearWeights& linear : weights.linears) {
-    if (!linear.packed) {
+    if (!linear.packed && linear.aligned_copy == nullptr) {
       checkpoint.tensors().release(linear.dense);
     }
   }
@@ -72,6 +83,7 @@ Model load_model(std::unique_ptr<Checkpoint> checkpoint) {
     model.head.out_features = config.vocab_size;
     model.head.in_features = config.hidden_size;
     model.head.dense = model.embedding;
+    align_dense(model.head);
   } else {
     model.head = load_linear_weights(model.graph.head, *checkpoint);
   }

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "model/graph.h"
+#include "quant/scheme.h"
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace quern {
+
+// What is to happen to one linear.
+struct PlannedLinear {
+  std::string name;
+  int layer = 0;
+  Role role = Role::kQuery;
+  std::int64_t out_features = 0;
+  std::int64_t in_features = 0;
+  std::string method;  // "gptq", "rtn", or "keep" to leave it in 16 bits
+  QuantScheme scheme;
+  std::string reason;  // why, for people
+
+  [[nodiscard]] bool keep() const { return method == "keep"; }
+};
+
+// Linear -> scheme, method, reason: what `plan` writes, `quantize` obeys, a person can edit. In the
+// order of the graph.
+struct QuantPlan {
+  std::vector<PlannedLinear> linears;
+
+  [[nodiscard]] const PlannedLinear* find(const std::string& name) const;
+};
+
+// Every linear of every block alike; embeddings and head stay as they are.
+[[nodiscard]] QuantPlan uniform_plan(
+    const ModelGraph& graph, const std::string& method, const QuantScheme& scheme);
+
+// The `linears` of a plan document; throws ParseError, naming the entry, for values out of range,
+// for names that the graph does not have or that stand twice, and for linears of the graph that are
+// missing.
+[[nodiscard]] QuantPlan read_plan(
+    const Json& document, const std::string& where, const ModelGraph& graph);
+[[nodiscard]] Json plan_linears_json(const QuantPlan& plan);
+
+}  // namespace quern
