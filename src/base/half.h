@@ -24,7 +24,9 @@ namespace quern {
   const std::uint32_t exponent = (half >> 10U) & 0x1fU;
   const std::uint32_t fraction = half & 0x3ffU;
   if (exponent == 0x1fU) {
-    return std::bit_cast<float>(sign | 0x7f800000U | (fraction << 13U));
+    // Signalling NaN becomes quiet, as IEEE 754 asks and the F16C instructions do.
+    const std::uint32_t quiet = fraction != 0 ? 0x00400000U : 0U;
+    return std::bit_cast<float>(sign | 0x7f800000U | quiet | (fraction << 13U));
   }
   if (exponent == 0) {
     // Zero and subnormals: fraction * 2^-24 is exact in float.

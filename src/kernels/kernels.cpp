@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 
 namespace quern {
@@ -40,16 +41,24 @@ KernelTable make_kernel_table(const CpuFeatures& cpu, const std::string& isa) {
       {"avx512", install_avx512, "AVX-512 F, BW, VL and DQ", cpu.avx512},
   }};
   KernelTable table;
-  bool known = isa.empty();
+  const auto forced = std::find_if(
+      levels.begin(), levels.end(), [&](const Level& level) { return isa == level.name; });
+  if (!isa.empty() && forced == levels.end()) {
+    throw UsageError(
+        "unknown instruction set",
+        "--isa " + isa,
+        "expected scalar, avx2 or avx512",
+        "quern info lists what this CPU has");
+  }
   std::string stop_reason;
   for (const Level& level : levels) {
     if (!level.present) {
       stop_reason = fmt::format("{}: this CPU lacks {}", level.name, level.needs);
-      if (isa == level.name) {
+      if (forced != levels.end()) {
         throw UsageError(
             "this CPU does not have the instruction set",
             "--isa " + isa,
-            fmt::format("it needs {}", level.needs),
+            fmt::format("it lacks {}", level.needs),
             fmt::format("--isa {}", table.isa));
       }
       break;
@@ -68,17 +77,9 @@ KernelTable make_kernel_table(const CpuFeatures& cpu, const std::string& isa) {
       }
     }
     if (isa == level.name) {
-      known = true;
       stop_reason = fmt::format("--isa {}", isa);
       break;
     }
-  }
-  if (!known) {
-    throw UsageError(
-        "unknown instruction set",
-        "--isa " + isa,
-        "expected scalar, avx2 or avx512",
-        "quern info lists what this CPU has");
   }
   if (!stop_reason.empty()) {
     for (KernelTable::Choice& choice : table.choices) {

@@ -36,6 +36,18 @@ float dot_bf16(const float* a, const uint16_t* b, int64_t n) {
   return static_cast<float>(sum);
 }
 
+void matvec_bf16(const uint16_t* W, const float* x, float* y, int64_t rows, int64_t columns) {
+  for (int64_t row = 0; row < rows; ++row) {
+    y[row] = dot_bf16(x, W + row * columns, columns);
+  }
+}
+
+void add_f32(const float* x, float* y, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    y[i] += x[i];
+  }
+}
+
 void axpy_f32(float a, const float* x, float* y, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     y[i] += a * x[i];
@@ -51,6 +63,21 @@ void rms_norm(const float* x, const float* gain, float eps, float* y, int64_t n)
       static_cast<float>(1.0 / std::sqrt(sum / static_cast<double>(n) + static_cast<double>(eps)));
   for (int64_t i = 0; i < n; ++i) {
     y[i] = gain[i] * (x[i] * inverse);
+  }
+}
+
+void rope_half(float* x, const float* cos, const float* sin, int64_t half) {
+  for (int64_t m = 0; m < half; ++m) {
+    const float low = x[m];
+    const float high = x[m + half];
+    x[m] = low * cos[m] - high * sin[m];
+    x[m + half] = high * cos[m] + low * sin[m];
+  }
+}
+
+void exp_f32(const float* x, float* out, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    out[i] = std::exp(x[i]);
   }
 }
 
