@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <fstream>
 #include <sstream>
@@ -35,6 +36,12 @@ ProcessUsage process_usage() {
       usage.anonymous_bytes = kilobytes * 1024;
     }
   }
+  // The system keeps no high-water mark of anonymous memory alone; the progress line samples it.
+  static std::atomic<std::uint64_t> peak = 0;
+  std::uint64_t seen = peak.load();
+  while (seen < usage.anonymous_bytes && !peak.compare_exchange_weak(seen, usage.anonymous_bytes)) {
+  }
+  usage.peak_anonymous_bytes = peak.load();
   return usage;
 }
 

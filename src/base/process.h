@@ -10,6 +10,7 @@ struct ProcessUsage {
   double cpu_seconds = 0;  // user + system, all threads
   std::uint64_t peak_rss_bytes = 0;  // high-water mark, mapped file pages included
   std::uint64_t anonymous_bytes = 0;  // anonymous memory now
+  std::uint64_t peak_anonymous_bytes = 0;  // the highest that any call of process_usage() saw
 };
 [[nodiscard]] ProcessUsage process_usage();
 

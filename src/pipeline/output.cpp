@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "pipeline/output.h"
+
+#include "base/error.h"
+#include "base/file.h"
+#include "format/checkpoint.h"
+
+#include <fmt/format.h>
+
+#include <cstring>
+#include <map>
+#include <set>
+#include <utility>
+
+namespace quern {
+namespace {
+
+constexpr const char* kWeight = ".weight";
+
+// Tensor name -> the planned linear that replaces it.
+std::map<std::string, const PlannedLinear*> replaced_tensors(const QuantPlan& plan) {
+  std::map<std::string, const PlannedLinear*> replaced;
+  for (const PlannedLinear& linear : plan.linears) {
+    if (!linear.keep()) {
+      replaced.emplace(linear.name + kWeight, &linear);
+    }
+  }
+  return replaced;
+}
+
+Json output_config(const PreparedRun& run, const Json& meta) {
+  std::vector<OutputModule> modules;
+  const QuantScheme* common = nullptr;
+  for (const PlannedLinear& linear : run.plan.linears) {
+    modules.push_back({linear.name, linear.keep() ? std::nullopt : std::optional(linear.scheme)});
+    if (!linear.keep() && common == nullptr) {
+      common = &linear.scheme;
+    }
+  }
+  return run.format->config(common != nullptr ? *common : QuantScheme{}, modules, meta);
+}
+
+[[noreturn]] void throw_mismatch(const std::string& name, const std::string& found) {
+  throw Error(
+      ErrorKind::kFailed,
+      "the written checkpoint does not read back as it was made",
+      name,
+      found,
+      "check disk and memory, then run the same command again");
+}
+
+bool same_bytes(std::span<const std::byte> a, std::span<const std::byte> b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size()) == 0;
+}
+
+}  // namespace
+
+std::vector<TensorDeclaration> declare_output(
+    const Checkpoint& source, const QuantPlan& plan, const OutputFormat& format) {
+  const auto replaced = replaced_tensors(plan);
+  std::vector<TensorDeclaration> declarations;
+  for (const auto& [name, view] : source.tensors().tensors()) {
+    const auto found = replaced.find(name);
+    if (found == replaced.end()) {
+      declarations.push_back({name, view.dtype, view.shape});
+      continue;
+    }
+    const PlannedLinear& linear = *found->second;
+    for (TensorDeclaration& part :
+         format.declare(linear.name, linear.scheme, linear.out_features, linear.in_features)) {
+      declarations.push_back(std::move(part));
+    }
+  }
+  return declarations;
+}
+
+void write_output(
+    const PreparedRun& run,
+    const BlockSource& blocks,
+    const Json& meta,
+    const std::filesystem::path& directory) {
+  SafetensorsWriter writer(directory, run.layout);
+  const auto replaced = replaced_tensors(run.plan);
+  const TensorStore& store = run.source->tensors();
+  for (const auto& [name, view] : store.tensors()) {
+    if (!replaced.contains(name)) {
+      writer.write(name, view.bytes);
+      store.release(view);
+    }
+  }
+  for (const Block& block : run.graph.blocks) {
+    for (const QuantizedLinear& linear : blocks(block)) {
+      const PlannedLinear& plan = *linear.plan;
+      const auto declarations =
+          run.format->declare(plan.name, plan.scheme, plan.out_features, plan.in_features);
+      const auto tensors = run.format->pack(*linear.packed, plan.name);
+      for (std::size_t i = 0; i < declarations.size(); ++i) {
+        writer.write(declarations[i].name, tensors[i]);
+      }
+    }
+  }
+  writer.finish();
+  const Json quantization = output_config(run, meta);
+  Json config = run.source->config();
+  config["quantization_config"] = quantization;
+  write_file(directory / "quantize_config.json", quantization.dump(2) + "\n");
+  write_file(directory / "config.json", config.dump(2) + "\n");
+}
+
+Census verify_output(
+    const PreparedRun& run, const BlockSource& blocks, const std::filesystem::path& directory) {
+  const auto written = open_checkpoint(directory);
+  const auto replaced = replaced_tensors(run.plan);
+  Census census;
+  const TensorStore& store = run.source->tensors();
+  for (const auto& [name, view] : store.tensors()) {
+    ++census.in;
+    if (replaced.contains(name)) {
+      continue;
+    }
+    const TensorView* copy = written->tensors().find(name);
+    if (copy == nullptr || copy->dtype != view.dtype || copy->shape != view.shape ||
+        !same_bytes(copy->bytes, view.bytes)) {
+      throw_mismatch(name, "differs from the source");
+    }
+    written->tensors().release(*copy);
+    store.release(view);
+  }
+  census.out = static_cast<std::int64_t>(written->tensors().tensors().size());
+  if (census.out != static_cast<std::int64_t>(run.declarations.size())) {
+    throw_mismatch(
+        "tensor census",
+        fmt::format("expected {} tensors, found {}", run.declarations.size(), census.out));
+  }
+  std::size_t seen = 0;
+  for (const Block& block : run.graph.blocks) {
+    for (const QuantizedLinear& linear : blocks(block)) {
+      ++seen;
+      const PlannedLinear& plan = *linear.plan;
+      const StoredLinear stored =
+          written->load_linear(plan.name, plan.out_features, plan.in_features);
+      if (!stored.packed || stored.packed->codes != linear.packed->codes ||
+          stored.packed->scales != linear.packed->scales) {
+        throw_mismatch(plan.name, "codes or scales differ from what was rounded");
+      }
+      for (std::int64_t row = 0; row < plan.out_features; ++row) {
+        for (std::int64_t group = 0; group < linear.packed->groups(); ++group) {
+          if (stored.packed->zero(row, group) != linear.packed->zero(row, group)) {
+            throw_mismatch(plan.name, "zero points differ from what was rounded");
+          }
+        }
+      }
+    }
+  }
+  if (seen != replaced.size()) {
+    throw_mismatch(
+        "tensor census", fmt::format("{} linears planned, {} written", replaced.size(), seen));
+  }
+  return census;
+}
+
+}  // namespace quern

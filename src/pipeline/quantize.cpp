@@ -1,0 +1,604 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "pipeline/quantize.h"
+
+#include "base/error.h"
+#include "base/file.h"
+#include "base/process.h"
+#include "base/units.h"
+#include "format/checkpoint.h"
+#include "format/safetensors.h"
+#include "format/side_files.h"
+#include "kernels/blas.h"
+#include "kernels/kernels.h"
+#include "nn/decoder.h"
+#include "pipeline/calibration_input.h"
+#include "pipeline/output.h"
+#include "pipeline/run_state.h"
+#include "quern/version.h"
+#include "report/report.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <numeric>
+#include <optional>
+#include <set>
+#include <system_error>
+#include <utility>
+
+namespace quern {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kManifestName = "quantization_manifest.json";
+
+fs::path beside(const fs::path& output, const char* suffix) {
+  fs::path name = output;
+  if (!name.has_filename()) {
+    name = name.parent_path();  // "out/" names the same directory as "out"
+  }
+  name += suffix;
+  return name;
+}
+
+fs::path work_directory(const QuantizeOptions& options) {
+  return options.work_directory.empty() ? beside(options.output, ".run") : options.work_directory;
+}
+
+void check_bits(const QuantPlan& plan) {
+  for (const PlannedLinear& linear : plan.linears) {
+    if (linear.keep()) {
+      continue;
+    }
+    const Method* method = find_method(linear.method);
+    if (method == nullptr) {
+      std::string known;
+      for (const Method& each : methods()) {
+        known += (known.empty() ? "" : ", ") + std::string(each.name);
+      }
+      throw UsageError(
+          "unknown method", linear.method, "expected one of " + known, "--method gptq");
+    }
+    if (linear.scheme.bits < method->min_bits || linear.scheme.bits > method->max_bits) {
+      throw UsageError(
+          "a width that the method does not define",
+          linear.name,
+          fmt::format(
+              "{} takes {} to {} bits, found {}",
+              method->name,
+              method->min_bits,
+              method->max_bits,
+              linear.scheme.bits),
+          "choose another --bits or --method");
+    }
+  }
+}
+
+std::int64_t parameters_of(const Checkpoint& source) {
+  std::int64_t total = 0;
+  for (const auto& [name, view] : source.tensors().tensors()) {
+    total += view.count();
+  }
+  return total;
+}
+
+std::uint64_t source_bytes(const Checkpoint& source) {
+  std::uint64_t total = 0;
+  for (const auto& [name, view] : source.tensors().tensors()) {
+    total += view.bytes.size();
+  }
+  return total;
+}
+
+std::vector<fs::path> weight_files(const fs::path& directory) {
+  std::vector<fs::path> files;
+  for (const auto& entry : fs::directory_iterator(directory)) {
+    if (entry.path().extension() == ".safetensors") {
+      files.push_back(entry.path());
+    }
+  }
+  std::sort(files.begin(), files.end());
+  return files;
+}
+
+Json options_json(const QuantizeOptions& options) {
+  const MethodOptions& method = options.method_options;
+  return {
+      {"method", options.method},
+      {"bits", options.scheme.bits},
+      {"group_size", options.scheme.group_size == 0 ? -1 : options.scheme.group_size},
+      {"symmetric", options.scheme.symmetric},
+      {"order", order_name(method.order)},
+      {"range", range_name(method.range)},
+      {"damping", method.damping},
+      {"descent_sweeps", method.descent_sweeps},
+      {"refit_rounds", method.refit_rounds},
+      {"format", options.format},
+      {"shard_bytes", options.shard_bytes}};
+}
+
+// Everything that decides the bytes of the result. The files of the source are known by name, size
+// and header, which holds every name, type, shape and offset.
+Json fingerprint_of(
+    const Context& ctx,
+    const PreparedRun& run,
+    const QuantizeOptions& options,
+    const CalibrationSet& calibration) {
+  Json files = Json::array();
+  for (const fs::path& path : weight_files(run.source->directory())) {
+    const auto time = fs::last_write_time(path).time_since_epoch().count();
+    files.push_back(
+        {{"name", path.filename().string()}, {"bytes", fs::file_size(path)}, {"written", time}});
+  }
+  return {
+      {"schema", "quern.state/1"},
+      {"program", fmt::format("{} {}", kVersion, kCommit)},
+      {"arithmetic", fmt::format("{}; {}", ctx.kernels.isa, ctx.blas.description())},
+      {"source", std::move(files)},
+      {"config", run.source->config()},
+      {"options", options_json(options)},
+      {"plan", plan_linears_json(run.plan)},
+      {"calibration", calibration.sha256},
+      {"seed", ctx.seed}};
+}
+
+std::optional<Json> finished_manifest(const fs::path& output, const std::string& fingerprint) {
+  const fs::path path = output / kManifestName;
+  if (!fs::exists(path)) {
+    return std::nullopt;
+  }
+  Json manifest = read_json(path);
+  const auto found = manifest.find("fingerprint");
+  return found != manifest.end() && *found == fingerprint ? std::optional(std::move(manifest))
+                                                          : std::nullopt;
+}
+
+bool is_occupied(const fs::path& output) {
+  std::error_code code;
+  return fs::exists(output, code) &&
+         !(fs::is_directory(output, code) && fs::is_empty(output, code));
+}
+
+void refuse_occupied(const QuantizeOptions& options) {
+  if (is_occupied(options.output) && !options.force) {
+    throw UsageError(
+        "the output is not empty",
+        "-o " + options.output.string(),
+        "it holds something else than this run's own result",
+        "choose another directory, or --force to move it aside");
+  }
+}
+
+void move_aside(const fs::path& output) {
+  for (int i = 1;; ++i) {
+    const fs::path name = beside(output, fmt::format(".old-{}", i).c_str());
+    if (!fs::exists(name)) {
+      fs::rename(output, name);
+      return;
+    }
+  }
+}
+
+CalibrationState initial_state(
+    const PreparedRun& run, const CalibrationSet& calibration, const fs::path& spill) {
+  std::vector<std::int64_t> rows;
+  for (const auto& sequence : calibration.sequences) {
+    rows.push_back(static_cast<std::int64_t>(sequence.size()));
+  }
+  const ModelConfig& config = run.graph.config;
+  CalibrationState state{
+      ActivationStore(
+          config.hidden_size, std::move(rows), run.estimate.spill_residual ? spill : fs::path()),
+      {},
+      0};
+  const TensorView& embedding =
+      run.source->tensors().require(run.graph.embedding, {config.vocab_size, config.hidden_size});
+  const std::int64_t count = state.x.count();
+  std::vector<std::int64_t> held;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::vector<float> x =
+        embed_tokens(embedding, calibration.sequences[static_cast<std::size_t>(i)]);
+    state.x.write(i, x.data());
+    (is_holdout(i, count) ? held : state.order).push_back(i);
+  }
+  state.holdout_count = static_cast<std::int64_t>(held.size());
+  state.order.insert(state.order.end(), held.begin(), held.end());
+  run.source->tensors().release(embedding);
+  return state;
+}
+
+// Rounds (or takes from the work directory) every block; what each linear became stays on disk.
+void quantize_blocks(
+    const Context& ctx,
+    const PreparedRun& run,
+    const MethodOptions& method_options,
+    const CalibrationSet& calibration,
+    const RunState& state) {
+  BlockQuantizer quantizer(
+      ctx,
+      run.graph,
+      run.plan,
+      method_options,
+      run.estimate.spill_carried ? state.directory() : fs::path());
+  Progress progress(ctx.log, run.estimate.work);
+  std::optional<CalibrationState> activations;
+  if (run.needs_calibration) {
+    activations.emplace(initial_state(run, calibration, state.directory()));
+  }
+  // Blocks done before are run through again, and only as far as one is left to do.
+  std::size_t left = run.graph.blocks.size();
+  std::vector<bool> saved;
+  for (const Block& block : run.graph.blocks) {
+    saved.push_back(state.load_block(block, run.plan).has_value());
+  }
+  for (std::size_t i = 0; i < run.graph.blocks.size(); ++i) {
+    left = saved[i] ? left : i + 1;
+  }
+  if (std::all_of(saved.begin(), saved.end(), [](bool done) { return done; })) {
+    left = 0;
+  }
+  for (std::size_t i = 0; i < left; ++i) {
+    const Block& block = run.graph.blocks[i];
+    BlockWeights weights = load_block_weights(block, *run.source);
+    if (saved[i]) {
+      for (const QuantizedLinear& linear : *state.load_block(block, run.plan)) {
+        for (std::size_t k = 0; k < block.linears.size(); ++k) {
+          if (block.linears[k].module == linear.plan->name) {
+            weights.linears[k].packed = linear.packed;
+          }
+        }
+      }
+      if (activations) {
+        quantizer.advance(block, weights, *activations, progress);
+      }
+    } else {
+      const std::vector<QuantizedLinear> linears =
+          activations ? quantizer.run(block, weights, *activations, progress)
+                      : quantizer.run_data_free(block, weights, progress);
+      state.save_block(block, linears);
+      for (const QuantizedLinear& linear : linears) {
+        if (linear.report.fallback) {
+          ctx.log.warning(fmt::format(
+              "{}: {} instead of {}: {}",
+              linear.plan->name,
+              linear.report.method,
+              linear.plan->method,
+              *linear.report.fallback));
+        }
+      }
+      const double mean = linears.empty() ? 0.0
+                                          : std::accumulate(
+                                                linears.begin(),
+                                                linears.end(),
+                                                0.0,
+                                                [](double sum, const QuantizedLinear& l) {
+                                                  return sum + l.report.relative_error;
+                                                }) /
+                                                static_cast<double>(linears.size());
+      ctx.log.detail(fmt::format(
+          "layer {}/{}  mean relative error {:.3e}", i + 1, run.graph.blocks.size(), mean));
+    }
+    release_block_weights(weights, *run.source);
+  }
+  progress.finish();
+}
+
+Json files_json(const fs::path& directory) {
+  Json files = Json::array();
+  for (const fs::path& path : weight_files(directory)) {
+    files.push_back(
+        {{"name", path.filename().string()},
+         {"size", fs::file_size(path)},
+         {"sha256", sha256_of_file(path)}});
+  }
+  return files;
+}
+
+Json kept_json(const PreparedRun& run) {
+  std::set<std::string> replaced;
+  for (const PlannedLinear& linear : run.plan.linears) {
+    if (!linear.keep()) {
+      replaced.insert(linear.name + ".weight");
+    }
+  }
+  Json kept = Json::array();
+  for (const auto& [name, view] : run.source->tensors().tensors()) {
+    if (replaced.contains(name)) {
+      continue;
+    }
+    std::string reason = "norm or bias";
+    if (name == run.graph.embedding) {
+      reason = run.graph.head_tied ? "embedding, tied with the head" : "embedding";
+    } else if (name == run.graph.head.module + ".weight") {
+      reason = "head";
+    } else if (
+        run.plan.find(name.substr(0, name.rfind('.'))) != nullptr && name.ends_with(".weight")) {
+      reason = "the plan keeps it";
+    }
+    kept.push_back(
+        {{"name", name},
+         {"dtype", dtype_name(view.dtype)},
+         {"bytes", view.bytes.size()},
+         {"reason", reason}});
+  }
+  return kept;
+}
+
+Json calibration_json(const CalibrationSet& calibration) {
+  return {
+      {"samples", calibration.sequences.size()},
+      {"tokens", calibration.tokens()},
+      {"length", calibration.sequences.empty() ? 0 : calibration.sequences.front().size()},
+      {"sha256", calibration.sha256},
+      {"sources", calibration.sources}};
+}
+
+Json census_json(const Census& census) {
+  Json skipped = Json::array();
+  for (const CensusEntry& entry : census.skipped) {
+    skipped.push_back({{"name", entry.name}, {"reason", entry.reason}});
+  }
+  return {{"in", census.in}, {"out", census.out}, {"skipped", std::move(skipped)}};
+}
+
+std::uint64_t layout_bytes(const PreparedRun& run) {
+  return run.layout.total_bytes() - run.layout.index.size();
+}
+
+double bits_per_weight(std::uint64_t bytes, std::int64_t parameters) {
+  return parameters == 0 ? 0.0 : 8.0 * static_cast<double>(bytes) / static_cast<double>(parameters);
+}
+
+}  // namespace
+
+PreparedRun prepare_quantize(const Context& ctx, const QuantizeOptions& options) {
+  PreparedRun run;
+  run.format = &find_output_format(options.format);
+  run.source = open_checkpoint(options.model);
+  if (run.source->format() != "dense") {
+    throw UnsupportedError(
+        "the model is quantized already",
+        options.model.string(),
+        "found the format " + run.source->format(),
+        "start from the BF16 release");
+  }
+  run.graph = build_graph(run.source->config(), (run.source->directory() / "config.json").string());
+  check_tensors(run.graph, *run.source);
+  run.plan = options.plan_file.empty()
+                 ? uniform_plan(run.graph, options.method, options.scheme)
+                 : read_plan(read_json(options.plan_file), options.plan_file.string(), run.graph);
+  check_bits(run.plan);
+  run.needs_calibration = !options.calibration.files.empty();
+  for (const PlannedLinear& linear : run.plan.linears) {
+    if (!linear.keep()) {
+      run.format->check(linear.scheme, linear.out_features, linear.in_features, linear.name);
+      run.needs_calibration = run.needs_calibration ||
+                              find_method(linear.method)->needs_statistics ||
+                              options.method_options.range == RangeSearch::kWeighted;
+    }
+  }
+  run.declarations = declare_output(*run.source, run.plan, *run.format);
+  SafetensorsOptions layout;
+  layout.max_file_bytes = options.shard_bytes;
+  run.layout = plan_safetensors(run.declarations, layout);
+  run.estimate = estimate_run(
+      ctx,
+      run.graph,
+      options.method_options,
+      options.calibration.samples,
+      options.calibration.length,
+      run.needs_calibration);
+  return run;
+}
+
+Json predicted_json(const PreparedRun& run) {
+  const std::uint64_t bytes = layout_bytes(run);
+  return {
+      {"bits_per_weight", bits_per_weight(bytes, parameters_of(*run.source))},
+      {"bytes", bytes},
+      {"peak_rss_bytes", run.estimate.peak()},
+      {"spilled_bytes", run.estimate.spilled},
+      {"seconds", run.estimate.seconds},
+      {"kl", nullptr}};
+}
+
+std::string describe_plan(const PreparedRun& run, const QuantizeOptions& options) {
+  const Estimate& e = run.estimate;
+  const auto human = [](std::uint64_t bytes) { return human_bytes(static_cast<double>(bytes)); };
+  const std::int64_t parameters = parameters_of(*run.source);
+  const std::uint64_t bytes = layout_bytes(run);
+  std::int64_t quantized = 0;
+  std::int64_t linears = 0;
+  for (const PlannedLinear& linear : run.plan.linears) {
+    if (!linear.keep()) {
+      quantized += linear.out_features * linear.in_features;
+      ++linears;
+    }
+  }
+  std::error_code code;
+  fs::path disk = beside(options.output, "");
+  disk = fs::absolute(disk, code).parent_path();
+  const auto space = fs::space(disk, code);
+  std::string text;
+  text += fmt::format(
+      "Model    {}  {} layers, {:.1f} M parameters, {} in {} file(s)\n",
+      run.graph.config.architecture.empty() ? run.graph.config.family
+                                            : run.graph.config.architecture,
+      run.graph.config.layers,
+      static_cast<double>(parameters) / 1e6,
+      human(source_bytes(*run.source)),
+      weight_files(run.source->directory()).size());
+  text += fmt::format(
+      "Target   {} in {} file(s), {:.3f} bits per weight; {} linears of {:.1f} M weights rounded, "
+      "the rest kept as it is\n",
+      human(bytes),
+      run.layout.files.size(),
+      bits_per_weight(bytes, parameters),
+      linears,
+      static_cast<double>(quantized) / 1e6);
+  text += fmt::format(
+      "Memory   {} = weights {} + statistics {} + residual stream {} + between sites {} + scratch "
+      "{}\n",
+      human(e.peak()),
+      human(e.weights),
+      human(e.statistics),
+      human(e.residual),
+      human(e.carried),
+      human(e.scratch));
+  text += fmt::format(
+      "Disk     {} for the result + {} for spilled activations{}\n",
+      human(bytes),
+      human(e.spilled),
+      code ? "" : ", free " + human(space.available));
+  text += fmt::format(
+      "Time     about {} on {}\n",
+      human_duration(e.seconds),
+      "this machine (measured rate x work)");
+  return text;
+}
+
+Json quantize(const Context& ctx, const QuantizeOptions& options) {
+  const double started = steady_seconds();
+  PreparedRun run = prepare_quantize(ctx, options);
+  ctx.log.info(describe_plan(run, options));
+  CalibrationSet calibration;
+  if (run.needs_calibration) {
+    calibration = load_calibration(options.calibration, run, ctx.seed);
+    if (static_cast<std::int64_t>(calibration.sequences.size()) < options.calibration.samples) {
+      ctx.log.info(fmt::format(
+          "calibration: {} sequences, all that the text holds", calibration.sequences.size()));
+    }
+    const auto length = static_cast<std::int64_t>(calibration.sequences.front().size());
+    run.estimate = estimate_run(
+        ctx,
+        run.graph,
+        options.method_options,
+        static_cast<std::int64_t>(calibration.sequences.size()),
+        length,
+        true);
+  }
+  MethodOptions method_options = options.method_options;
+  method_options.minimum_zero_one = run.format->minimum_zero_one;
+  const Json fingerprint = fingerprint_of(ctx, run, options, calibration);
+  Sha256 hash;
+  hash.update(fingerprint.dump());
+  const std::string fingerprint_hash = hash.hex();
+  if (options.resume) {
+    if (const auto manifest = finished_manifest(options.output, fingerprint_hash)) {
+      ctx.log.info(
+          fmt::format("{} holds the finished result of this run already", options.output.string()));
+      return *manifest;
+    }
+  }
+  refuse_occupied(options);
+  const RunState state(work_directory(options), fingerprint, options.resume);
+  if (state.blocks_saved() > 0) {
+    ctx.log.info(fmt::format(
+        "resuming: {} of {} blocks are done", state.blocks_saved(), run.graph.blocks.size()));
+  }
+  quantize_blocks(ctx, run, method_options, calibration, state);
+
+  const BlockSource blocks = [&](const Block& block) {
+    auto linears = state.load_block(block, run.plan);
+    if (!linears) {
+      throw Error(
+          ErrorKind::kFailed,
+          "a finished block cannot be read back",
+          state.directory().string(),
+          fmt::format("block {}", block.index),
+          "check the disk and run the same command again");
+    }
+    return std::move(*linears);
+  };
+  const fs::path staging = beside(options.output, ".partial");
+  std::error_code code;
+  fs::remove_all(staging, code);
+  fs::create_directories(staging, code);
+  if (code) {
+    throw IoError(
+        "cannot make a directory beside the output",
+        staging.string(),
+        code.message(),
+        "check the path and its permissions",
+        ErrorKind::kFailed);
+  }
+  const Json meta = {
+      {"options", options_json(options)},
+      {"seed", ctx.seed},
+      {"calibration_sha256", calibration.sha256}};
+  write_output(run, blocks, meta, staging);
+  const SideFiles side_files = copy_side_files(run.source->directory(), staging);
+  const Census census = verify_output(run, blocks, staging);
+
+  Json linears = Json::array();
+  for (const Block& block : run.graph.blocks) {
+    for (const QuantizedLinear& linear : blocks(block)) {
+      linears.push_back(report_json(linear));
+    }
+  }
+  const std::int64_t parameters = parameters_of(*run.source);
+  const Json output_files = files_json(staging);
+  std::uint64_t bytes = 0;
+  for (const Json& file : output_files) {
+    bytes += file["size"].get<std::uint64_t>();
+  }
+  Json skipped_files = Json::array();
+  for (const auto& file : side_files.skipped) {
+    skipped_files.push_back({{"name", file.name}, {"reason", file.reason}});
+  }
+  const ProcessUsage usage = process_usage();
+  Json manifest = {
+      {"schema", "quern.quantize/1"},
+      {"program",
+       {{"version", kVersion},
+        {"commit", kCommit},
+        {"isa", ctx.kernels.isa},
+        {"blas", ctx.blas.description()}}},
+      {"output", options.output.filename().string()},
+      {"source",
+       {{"id", fs::absolute(options.model).filename().string()},
+        {"bytes", source_bytes(*run.source)},
+        {"parameters", parameters},
+        {"bits_per_weight", bits_per_weight(source_bytes(*run.source), parameters)},
+        {"files", files_json(run.source->directory())}}},
+      {"format", options.format},
+      {"method", options.method},
+      {"bits_per_weight", bits_per_weight(bytes, parameters)},
+      {"bytes", bytes},
+      {"parameters", parameters},
+      {"seconds", steady_seconds() - started},
+      {"cpu_seconds", usage.cpu_seconds},
+      {"peak_rss_bytes", usage.peak_rss_bytes},
+      {"peak_anonymous_bytes", usage.peak_anonymous_bytes},
+      {"seed", ctx.seed},
+      {"options", options_json(options)},
+      {"calibration", calibration_json(calibration)},
+      {"linears", std::move(linears)},
+      {"kept", kept_json(run)},
+      {"census", census_json(census)},
+      {"files", output_files},
+      {"side_files", {{"copied", side_files.copied}, {"skipped", std::move(skipped_files)}}},
+      {"predicted", predicted_json(run)},
+      {"command", options.command},
+      {"fingerprint", fingerprint_hash}};
+  write_file(staging / "README.md", render_model_card(manifest, run.source->directory()));
+  write_file(staging / kManifestName, manifest.dump(1) + "\n");
+  if (is_occupied(options.output)) {
+    move_aside(options.output);
+  }
+  fs::rename(staging, options.output, code);
+  if (code) {
+    throw IoError(
+        "cannot put the result in place",
+        options.output.string(),
+        code.message(),
+        "the result is in " + staging.string(),
+        ErrorKind::kFailed);
+  }
+  sync_directory(fs::absolute(options.output).parent_path());
+  state.remove();
+  return manifest;
+}
+
+}  // namespace quern

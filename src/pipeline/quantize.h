@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "base/context.h"
+#include "base/json.h"
+#include "format/output_format.h"
+#include "model/graph.h"
+#include "pipeline/estimate.h"
+#include "plan/quant_plan.h"
+#include "quant/method.h"
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace quern {
+
+struct CalibrationOptions {
+  std::vector<std::pair<std::filesystem::path, double>>
+      files;  // with weights; empty: the bundled mix
+  std::int64_t samples = 128;
+  std::int64_t length = 512;
+};
+
+struct QuantizeOptions {
+  std::filesystem::path model;
+  std::filesystem::path output;
+  std::string method = "gptq";
+  QuantScheme scheme;
+  MethodOptions method_options;
+  std::string format = "gptq";
+  std::filesystem::path plan_file;  // empty: every linear alike
+  CalibrationOptions calibration;
+  std::filesystem::path work_directory;  // empty: beside the output
+  bool resume = true;
+  bool force = false;  // moves what stands at `output` aside
+  std::uint64_t shard_bytes = 5'000'000'000;
+  std::string command;  // as the person typed it, for the manifest and the card
+};
+
+// A run before anything but headers was read: what will be written, to the byte, and what it takes.
+struct PreparedRun {
+  std::unique_ptr<Checkpoint> source;
+  ModelGraph graph;
+  QuantPlan plan;
+  const OutputFormat* format = nullptr;
+  bool needs_calibration = true;
+  SafetensorsLayout layout;  // of the weight files
+  std::vector<TensorDeclaration> declarations;
+  Estimate estimate;
+};
+
+// Opens and checks everything that can be checked at once. Throws the errors of its parts.
+[[nodiscard]] PreparedRun prepare_quantize(const Context& ctx, const QuantizeOptions& options);
+
+// `predicted`, as in the plan document and the manifest.
+[[nodiscard]] Json predicted_json(const PreparedRun& run);
+// Lines for people: sizes, memory, time, what stays in 16 bits.
+[[nodiscard]] std::string describe_plan(const PreparedRun& run, const QuantizeOptions& options);
+
+// The whole job; returns the manifest (schema quern.quantize/1). The output directory appears by
+// one rename when everything in it was written, read back and compared.
+[[nodiscard]] Json quantize(const Context& ctx, const QuantizeOptions& options);
+
+}  // namespace quern

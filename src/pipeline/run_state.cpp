@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "pipeline/run_state.h"
+
+#include "base/error.h"
+#include "base/file.h"
+#include "format/safetensors.h"
+#include "format/safetensors_writer.h"
+
+#include <fmt/format.h>
+
+#include <cstring>
+#include <system_error>
+#include <utility>
+
+namespace quern {
+namespace {
+
+constexpr const char* kReportKey = "quern.reports";
+
+// Keys whose values differ, for the message.
+std::string differences(const Json& before, const Json& now) {
+  std::string text;
+  for (const auto& [key, value] : now.items()) {
+    const auto found = before.find(key);
+    if (found == before.end() || *found != value) {
+      text += (text.empty() ? "" : ", ") + key;
+    }
+  }
+  return text.empty() ? "the kind of state" : text;
+}
+
+template <class T>
+std::span<const std::byte> bytes_of(const std::vector<T>& values) {
+  return std::as_bytes(std::span(values));
+}
+
+// Copies a tensor of the state file into a vector of the right size; false when it does not fit.
+template <class T>
+bool copy_tensor(const SafetensorsStore& store, const std::string& name, std::vector<T>& values) {
+  const TensorView* view = store.find(name);
+  if (view == nullptr || view->bytes.size() != values.size() * sizeof(T)) {
+    return false;
+  }
+  std::memcpy(values.data(), view->bytes.data(), view->bytes.size());
+  return true;
+}
+
+std::optional<double> optional_number(const JsonReader& reader, const std::string& key) {
+  return reader.has(key) ? std::optional<double>(reader.get_number(key)) : std::nullopt;
+}
+
+void read_report(const JsonReader& reader, QuantizedLinear& linear) {
+  LinearReport& report = linear.report;
+  report.method = reader.get_string("method");
+  report.order = reader.get_string("order");
+  report.damping = reader.get_number("damping");
+  report.tokens = reader.get_int("tokens");
+  report.dead_columns = reader.get_int("dead_columns");
+  report.relative_error = reader.get_number("relative_error");
+  report.holdout_error = optional_number(reader, "holdout_error");
+  report.rtn_error = optional_number(reader, "rtn_error");
+  if (reader.has("fallback")) {
+    report.fallback = reader.get_string("fallback");
+  }
+  linear.seconds = reader.get_number("seconds");
+}
+
+}  // namespace
+
+Json report_json(const QuantizedLinear& linear) {
+  const LinearReport& report = linear.report;
+  const auto optional = [](const std::optional<double>& value) {
+    return value ? Json(*value) : Json(nullptr);
+  };
+  return {
+      {"name", linear.plan->name},
+      {"layer", linear.plan->layer},
+      {"role", role_name(linear.plan->role)},
+      {"shape", {linear.plan->out_features, linear.plan->in_features}},
+      {"method", report.method},
+      {"bits", linear.plan->scheme.bits},
+      {"group_size", linear.plan->scheme.group_size == 0 ? -1 : linear.plan->scheme.group_size},
+      {"symmetric", linear.plan->scheme.symmetric},
+      {"order", report.order},
+      {"tokens", report.tokens},
+      {"relative_error", report.relative_error},
+      {"holdout_error", optional(report.holdout_error)},
+      {"rtn_error", optional(report.rtn_error)},
+      {"damping", report.damping},
+      {"dead_columns", report.dead_columns},
+      {"fallback", report.fallback ? Json(*report.fallback) : Json(nullptr)},
+      {"rule", linear.plan->reason},
+      {"seconds", linear.seconds}};
+}
+
+RunState::RunState(std::filesystem::path directory, const Json& fingerprint, bool resume)
+    : directory_(std::move(directory)) {
+  const std::filesystem::path state = directory_ / "state.json";
+  std::error_code code;
+  if (!resume) {
+    std::filesystem::remove_all(directory_ / "layers", code);
+    std::filesystem::remove(state, code);
+  } else if (std::filesystem::exists(state)) {
+    const Json before = read_json(state);
+    if (before != fingerprint) {
+      throw UsageError(
+          "the work directory belongs to another run",
+          directory_.string(),
+          "changed: " + differences(before, fingerprint),
+          "give the same options as before, or --no-resume to begin anew");
+    }
+    return;
+  }
+  std::filesystem::create_directories(directory_ / "layers", code);
+  if (code) {
+    throw IoError(
+        "cannot make the work directory",
+        directory_.string(),
+        code.message(),
+        "choose another with --work-dir",
+        ErrorKind::kFailed);
+  }
+  write_file(state, fingerprint.dump(1) + "\n");
+}
+
+std::filesystem::path RunState::block_path(const Block& block) const {
+  return directory_ / "layers" / fmt::format("{:04}.safetensors", block.index);
+}
+
+int RunState::blocks_saved() const {
+  int count = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(directory_ / "layers")) {
+    count += entry.path().extension() == ".safetensors" ? 1 : 0;
+  }
+  return count;
+}
+
+void RunState::save_block(const Block& block, const std::vector<QuantizedLinear>& linears) const {
+  std::vector<TensorDeclaration> declarations;
+  Json reports = Json::array();
+  for (const QuantizedLinear& linear : linears) {
+    const PackedLinear& packed = *linear.packed;
+    const std::string& name = linear.plan->name;
+    declarations.push_back({name + ".codes", DType::kU32, {packed.out_features, packed.row_words}});
+    declarations.push_back({name + ".scales", DType::kF16, {packed.out_features, packed.groups()}});
+    if (!packed.zeros.empty()) {
+      declarations.push_back({name + ".zeros", DType::kU8, {packed.out_features, packed.groups()}});
+    }
+    reports.push_back(report_json(linear));
+  }
+  SafetensorsOptions options;
+  options.max_file_bytes = UINT64_MAX;
+  options.metadata = {{kReportKey, reports.dump()}};
+  const SafetensorsLayout layout = plan_safetensors(declarations, options);
+  AtomicFile file(block_path(block));
+  file.write(layout.files.front().header);
+  const auto put = [&](const std::string& name, std::span<const std::byte> bytes) {
+    file.write_at(layout.slots.at(name).offset, bytes);
+  };
+  for (const QuantizedLinear& linear : linears) {
+    put(linear.plan->name + ".codes", bytes_of(linear.packed->codes));
+    put(linear.plan->name + ".scales", bytes_of(linear.packed->scales));
+    if (!linear.packed->zeros.empty()) {
+      put(linear.plan->name + ".zeros", bytes_of(linear.packed->zeros));
+    }
+  }
+  file.commit();
+}
+
+std::optional<std::vector<QuantizedLinear>> RunState::load_block(
+    const Block& block, const QuantPlan& plan) const {
+  const std::filesystem::path path = block_path(block);
+  if (!std::filesystem::exists(path)) {
+    return std::nullopt;
+  }
+  try {
+    const auto store = SafetensorsStore::open(path);
+    const MappedFile file(path);
+    const SafetensorsContent content = parse_safetensors(file.bytes(), path.string());
+    const Json reports = parse_json(content.metadata.at(kReportKey), path.string());
+    std::vector<QuantizedLinear> linears;
+    for (const Json& entry : reports) {
+      const JsonReader reader(entry, path.string());
+      QuantizedLinear linear;
+      linear.plan = plan.find(reader.get_string("name"));
+      if (linear.plan == nullptr) {
+        return std::nullopt;
+      }
+      read_report(reader, linear);
+      auto packed = std::make_shared<PackedLinear>(PackedLinear::make(
+          linear.plan->scheme, linear.plan->out_features, linear.plan->in_features));
+      const std::string& name = linear.plan->name;
+      if (!copy_tensor(*store, name + ".codes", packed->codes) ||
+          !copy_tensor(*store, name + ".scales", packed->scales) ||
+          (!packed->zeros.empty() && !copy_tensor(*store, name + ".zeros", packed->zeros))) {
+        return std::nullopt;
+      }
+      linear.packed = std::move(packed);
+      linears.push_back(std::move(linear));
+    }
+    return linears;
+  } catch (const Error&) {
+    return std::nullopt;  // a broken state file costs one block of work, not the run
+  } catch (const std::out_of_range&) {
+    return std::nullopt;
+  }
+}
+
+void RunState::remove() const {
+  std::error_code code;
+  std::filesystem::remove_all(directory_, code);
+}
+
+}  // namespace quern

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "base/json.h"
+#include "pipeline/block_quantizer.h"
+
+#include <filesystem>
+#include <optional>
+#include <vector>
+
+namespace quern {
+
+// The work directory of a run: what a killed run needs to go on and end in the same bytes.
+//
+//   state.json               the fingerprint: everything that decides the result
+//   layers/NNN.safetensors   the rounded linears of block NNN and their reports; appears by rename
+//                            when the block is done
+class RunState {
+ public:
+  // Opens or makes `directory`. With `resume` an earlier state of the same fingerprint is kept;
+  // one of another fingerprint throws UsageError that lists what changed. Without, it is removed.
+  RunState(std::filesystem::path directory, const Json& fingerprint, bool resume);
+
+  // The saved block, or nothing. A file that is broken or does not fit the plan counts as nothing.
+  [[nodiscard]] std::optional<std::vector<QuantizedLinear>> load_block(
+      const Block& block, const QuantPlan& plan) const;
+  void save_block(const Block& block, const std::vector<QuantizedLinear>& linears) const;
+
+  [[nodiscard]] const std::filesystem::path& directory() const noexcept { return directory_; }
+  [[nodiscard]] int blocks_saved() const;
+  // Deletes the directory; the result is safe elsewhere.
+  void remove() const;
+
+ private:
+  [[nodiscard]] std::filesystem::path block_path(const Block& block) const;
+
+  std::filesystem::path directory_;
+};
+
+[[nodiscard]] Json report_json(const QuantizedLinear& linear);
+
+}  // namespace quern
