@@ -17,8 +17,8 @@ constexpr std::size_t kMaxDepth = 64;
 
 // Builds the document while refusing what nlohmann's own parser lets pass: duplicate keys (the last
 // would win silently) and nesting that would exhaust the stack of recursive code. Members are
-// appended without the look-up that makes an ordered object quadratic: headers and vocabularies have
-// a hundred thousand of them.
+// appended without the look-up that makes an ordered object quadratic: headers and vocabularies
+// have a hundred thousand of them.
 class StrictReader : public nlohmann::json_sax<Json> {
  public:
   explicit StrictReader(Json& root) : root_(&root) {}

@@ -263,13 +263,14 @@ void check_shard_name(const std::string& file, const std::string& place) {
     throw ParseError(
         "the index names a file that is not a plain .safetensors name",
         place,
-        fmt::format("expected a name such as model-00001-of-00002.safetensors, found {}",
-                    printable(file, 100)),
+        fmt::format(
+            "expected a name such as model-00001-of-00002.safetensors, found {}",
+            printable(file, 100)),
         "download the index again");
   }
 }
 
-bool exists(const std::filesystem::path& path) {
+bool is_there(const std::filesystem::path& path) {
   std::error_code code;
   return std::filesystem::exists(path, code);
 }
@@ -309,8 +310,7 @@ bool exists(const std::filesystem::path& path) {
 
 }  // namespace
 
-SafetensorsContent parse_safetensors(
-    std::span<const std::byte> file, const std::string& where) {
+SafetensorsContent parse_safetensors(std::span<const std::byte> file, const std::string& where) {
   const std::string_view text = header_text(file, where);
   const std::span<const std::byte> data = file.subspan(kLengthBytes + text.size());
   const Json header = parse_json(text, where + ": header");
@@ -362,9 +362,9 @@ std::unique_ptr<SafetensorsStore> SafetensorsStore::open(const std::filesystem::
   }
   const std::filesystem::path index = path / "model.safetensors.index.json";
   const std::filesystem::path single = path / "model.safetensors";
-  if (exists(index)) {
+  if (is_there(index)) {
     store->add_indexed_files(index);
-  } else if (exists(single)) {
+  } else if (is_there(single)) {
     store->add_file(single);
   } else {
     throw_no_weights(path);
@@ -395,7 +395,7 @@ void SafetensorsStore::add_indexed_files(const std::filesystem::path& index) {
     shards[file].push_back(tensor);
   }
   const std::string single = "model.safetensors";
-  if (shards.count(single) == 0 && exists(directory / single)) {
+  if (shards.count(single) == 0 && is_there(directory / single)) {
     throw ParseError(
         "two sets of weights in one directory",
         directory.string(),
@@ -403,7 +403,7 @@ void SafetensorsStore::add_indexed_files(const std::filesystem::path& index) {
         "remove the set that does not belong to the model");
   }
   for (const auto& [name, members] : shards) {
-    if (!exists(directory / name)) {
+    if (!is_there(directory / name)) {
       throw IoError(
           "a file of the model is missing",
           (directory / name).string(),

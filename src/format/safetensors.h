@@ -18,9 +18,11 @@ namespace quern {
 // One safetensors file:
 //
 //   u64 little-endian   length of the header, at most 100 MB
-//   header              JSON object: tensor name -> {"dtype", "shape", "data_offsets": [begin, end]},
+//   header              JSON object: tensor name -> {"dtype", "shape", "data_offsets": [begin,
+//   end]},
 //                       and optionally "__metadata__": string -> string; may end in spaces
-//   data                the tensors, offsets counted from here; they cover it without hole or overlap
+//   data                the tensors, offsets counted from here; they cover it without hole or
+//   overlap
 //
 // A tensor may start at any byte: readers copy, they do not cast.
 struct SafetensorsContent {
@@ -33,8 +35,8 @@ struct SafetensorsContent {
 [[nodiscard]] SafetensorsContent parse_safetensors(
     std::span<const std::byte> file, const std::string& where);
 
-// model.safetensors.index.json: {"weight_map": {tensor name -> file name}}. File names are checked to
-// be plain names of .safetensors files, so that an index cannot point outside its directory.
+// model.safetensors.index.json: {"weight_map": {tensor name -> file name}}. File names are checked
+// to be plain names of .safetensors files, so that an index cannot point outside its directory.
 [[nodiscard]] std::map<std::string, std::string> parse_safetensors_index(
     std::string_view text, const std::string& where);
 

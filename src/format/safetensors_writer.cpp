@@ -70,29 +70,26 @@ struct FilePlan {
   std::uint64_t data_bytes = 0;
 };
 
-// Fills files in order. The size of a header is known as it grows, because offsets count from the
-// start of the data.
+// Fills files in order. Offsets are counted at their greatest length, so that a file keeps within
+// the limit whatever order its tensors end up in.
 std::vector<FilePlan> split(
     const std::vector<TensorDeclaration>& tensors,
     const std::vector<std::uint64_t>& sizes,
     const SafetensorsOptions& options) {
+  const std::uint64_t limit = options.max_file_bytes;
   const std::uint64_t start = header_start(options).size();
   std::vector<FilePlan> files(1);
   std::uint64_t header = start;
   for (std::size_t i = 0; i < tensors.size(); ++i) {
-    FilePlan* file = &files.back();
-    std::uint64_t entry =
-        1 + header_entry(tensors[i], file->data_bytes, file->data_bytes + sizes[i]).size();
-    const std::uint64_t bytes =
-        kLengthBytes + padded(header + entry + 1) + file->data_bytes + sizes[i];
-    if (!file->members.empty() && bytes > options.max_file_bytes) {
-      file = &files.emplace_back();
-      entry = 1 + header_entry(tensors[i], 0, sizes[i]).size();
+    const std::uint64_t entry = 1 + header_entry(tensors[i], limit, limit).size();
+    const std::uint64_t data = files.back().data_bytes + sizes[i];
+    if (!files.back().members.empty() && kLengthBytes + padded(header + entry + 1) + data > limit) {
+      files.emplace_back();
       header = start;
     }
     header += entry;
-    file->members.push_back(i);
-    file->data_bytes += sizes[i];
+    files.back().members.push_back(i);
+    files.back().data_bytes += sizes[i];
   }
   return files;
 }
@@ -158,10 +155,9 @@ SafetensorsLayout plan_safetensors(
   for (std::size_t index = 0; index < plans.size(); ++index) {
     FilePlan& plan = plans[index];
     if (!is_aligned(plan.members, tensors, sizes)) {
-      std::stable_sort(
-          plan.members.begin(), plan.members.end(), [&](std::size_t a, std::size_t b) {
-            return dtype_size(tensors[a].dtype) > dtype_size(tensors[b].dtype);
-          });
+      std::stable_sort(plan.members.begin(), plan.members.end(), [&](std::size_t a, std::size_t b) {
+        return dtype_size(tensors[a].dtype) > dtype_size(tensors[b].dtype);
+      });
     }
     std::string header = header_start(options);
     std::uint64_t offset = 0;

@@ -55,12 +55,12 @@ struct SafetensorsLayout {
     const std::vector<TensorDeclaration>& tensors, const SafetensorsOptions& options = {});
 
 // Writes tensors at their planned places, in any order, without keeping them. Until finish() the
-// files carry names that no reader takes; finish() renames them and writes the index last, so that a
-// killed job leaves nothing that looks finished.
+// files carry names that no reader takes; finish() renames them and writes the index last, so that
+// a killed job leaves nothing that looks finished.
 class SafetensorsWriter {
  public:
-  // Reserves the disk space. Throws UsageError when `directory` already holds weights, ResourceError
-  // when the disk is full, IoError when it cannot be written.
+  // Reserves the disk space. Throws UsageError when `directory` already holds weights,
+  // ResourceError when the disk is full, IoError when it cannot be written.
   SafetensorsWriter(const std::filesystem::path& directory, SafetensorsLayout layout);
 
   // The whole tensor at once. std::logic_error for an undeclared name, another size, or a second
