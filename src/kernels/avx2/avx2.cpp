@@ -4,7 +4,7 @@
 namespace quern {
 
 void install_avx2(KernelOps& ops) {
-  (void)ops;
+  install_avx2_quant(ops);
 }
 
 }  // namespace quern

@@ -4,7 +4,7 @@
 namespace quern {
 
 void install_avx512(KernelOps& ops) {
-  (void)ops;
+  install_avx512_quant(ops);
 }
 
 }  // namespace quern
