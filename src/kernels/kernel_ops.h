@@ -3,6 +3,8 @@
 
 // Plain pointers only: files built for one instruction set include this header, and must not bring
 // inline functions of the standard library that the linker could keep for everyone.
+#include "kernels/quant_columns.h"
+
 #include <stdint.h>  // NOLINT(modernize-deprecated-headers)
 
 namespace quern {
@@ -20,5 +22,9 @@ struct KernelOps {
 void install_scalar(KernelOps& ops);
 void install_avx2(KernelOps& ops);
 void install_avx512(KernelOps& ops);
+
+// The rounding kernels of a level, called by its install function.
+void install_avx2_quant(KernelOps& ops);
+void install_avx512_quant(KernelOps& ops);
 
 }  // namespace quern

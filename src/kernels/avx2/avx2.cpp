@@ -244,8 +244,9 @@ void unpack_codes(const uint32_t* words, int bits, int64_t first, int64_t n, uin
 
 void install_avx2(KernelOps& ops) {
 #define QUERN_OP(name, signature) ops.name = name;
-#include "kernels/ops.def"
+#include "kernels/model_ops.def"
 #undef QUERN_OP
+  install_avx2_quant(ops);
 }
 
 }  // namespace quern

@@ -197,8 +197,9 @@ void unpack_codes(const uint32_t* words, int bits, int64_t first, int64_t n, uin
 
 void install_avx512(KernelOps& ops) {
 #define QUERN_OP(name, signature) ops.name = name;
-#include "kernels/ops.def"
+#include "kernels/model_ops.def"
 #undef QUERN_OP
+  install_avx512_quant(ops);
 }
 
 }  // namespace quern

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The reference level: obviously correct, always available, the oracle of the other levels.
+#include "kernels/scalar/scalar.h"
+
 #include "base/half.h"
 #include "kernels/kernel_ops.h"
 

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "base/context.h"
+#include "quant/row_block.h"
+
+#include <vector>
+
+namespace quern {
+
+// Coordinate descent and scale refit on E = tr(D H D^T), D = Q - W (methods.md 2.6). `H` is
+// [columns, columns] in float, symmetric, with a positive diagonal. Both keep D and the codes of
+// the block consistent and never raise a row's E, up to the rounding of float.
+struct Descent {
+  const Context& ctx;
+  const QuantScheme& scheme;
+  const std::vector<float>& H;
+  std::vector<float> inverse_diagonal;
+
+  Descent(
+      const Context& context, const QuantScheme& quant_scheme, const std::vector<float>& matrix);
+
+  // One pass over all columns: each code becomes the best one given all others.
+  void sweep(RowBlock& block) const;
+  // The scales that minimise E for the present codes, by a K x K system per row for windows of up
+  // to 64 groups, rounded as stored. A row whose E would not fall keeps its scales.
+  void refit_scales(RowBlock& block) const;
+
+  // Sweeps, then rounds of (refit, 2 sweeps).
+  void run(RowBlock& block, int sweeps, int refit_rounds) const;
+};
+
+}  // namespace quern

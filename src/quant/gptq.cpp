@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "quant/gptq.h"
+
+#include "kernels/blas.h"
+#include "kernels/kernels.h"
+#include "quant/curvature.h"
+#include "quant/descent.h"
+#include "quant/quadratic_error.h"
+#include "quant/row_block.h"
+#include "quant/rtn.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+
+namespace quern {
+namespace {
+
+// Everything the recursion of one row block shares with the others.
+struct Recursion {
+  const Context& ctx;
+  const QuantScheme& scheme;
+  const GridRules& rules;
+  const Factor& factor;
+  const std::vector<std::int32_t>& order;  // position -> column
+  const std::vector<float>& importance;  // by position
+  bool dynamic_groups;  // ranges from the corrected weights, at the start of each group
+};
+
+// GPTQ on one row block. Positions are visited from the left; an interval is split in two halves,
+// the left one is finished, its errors are fed into the right one by one product, and so on down to
+// intervals that the kernel handles. That is the blocked algorithm of the paper with every block
+// size at once, so most of the work is in large products, and every interval is up to date when it
+// is entered. Splits fall on group boundaries first: a group's range is found from weights that
+// contain all earlier corrections, whatever the group size.
+class RecursionBlock {
+ public:
+  RecursionBlock(const Recursion& shared, RowBlock& block)
+      : shared_(shared),
+        block_(block),
+        n_(block.columns),
+        lanes_(block.lanes),
+        width_(shared.scheme.group_width(block.columns)),
+        W_(block.W.size()),
+        errors_(block.W.size()),
+        codes_(block.codes.size()),
+        group_of_(static_cast<std::size_t>(block.columns)) {}
+
+  // Leaves codes, ranges (dynamic groups) and D in the block.
+  void run() {
+    for (std::int64_t p = 0; p < n_; ++p) {
+      const std::int64_t column = shared_.order[static_cast<std::size_t>(p)];
+      std::memcpy(at(W_, p), at(block_.W, column), row_bytes<float>());
+      group_of_[static_cast<std::size_t>(p)] = block_.group_of[static_cast<std::size_t>(column)];
+    }
+    if (shared_.dynamic_groups) {
+      solve_groups(0, shared_.scheme.groups(n_));
+    } else {
+      solve_columns(0, n_);
+    }
+    for (std::int64_t p = 0; p < n_; ++p) {
+      const std::int64_t column = shared_.order[static_cast<std::size_t>(p)];
+      std::memcpy(at(block_.codes, column), at(codes_, p), row_bytes<std::uint8_t>());
+    }
+    block_.update_difference();
+  }
+
+ private:
+  // Columns that the kernel takes at once: its triangle stays in the first-level cache.
+  static constexpr std::int64_t kLeaf = 32;
+
+  template <class Value>
+  Value* at(std::vector<Value>& matrix, std::int64_t column) const {
+    return matrix.data() + column * lanes_;
+  }
+  template <class Value>
+  [[nodiscard]] std::size_t row_bytes() const {
+    return static_cast<std::size_t>(lanes_) * sizeof(Value);
+  }
+
+  void solve_groups(std::int64_t first, std::int64_t last) {
+    const std::int64_t begin = first * width_;
+    const std::int64_t end = std::min(last * width_, n_);
+    if (last - first == 1) {
+      const std::int64_t cells = group_of_[static_cast<std::size_t>(begin)] * lanes_;
+      find_ranges(
+          shared_.ctx.kernels,
+          shared_.rules,
+          at(W_, begin),
+          lanes_,
+          shared_.importance.data() + begin,
+          end - begin,
+          block_.scales.data() + cells,
+          block_.zeros.data() + cells);
+      solve_columns(begin, end);
+      return;
+    }
+    const std::int64_t middle = first + (last - first + 1) / 2;
+    solve_groups(first, middle);
+    feed_errors(begin, middle * width_, end);
+    solve_groups(middle, last);
+  }
+
+  void solve_columns(std::int64_t begin, std::int64_t end) {
+    if (end - begin <= kLeaf) {
+      const ColumnGrid grid = {
+          lanes_,
+          end - begin,
+          group_of_.data() + begin,
+          block_.scales.data(),
+          block_.zeros.data(),
+          shared_.rules.max_code()};
+      const ColumnTile triangle = {
+          shared_.factor.Ut.data() + begin * (n_ + 1),
+          n_,
+          shared_.factor.inverse_diagonal.data() + begin};
+      shared_.ctx.kernels.gptq_columns(
+          &grid, &triangle, at(W_, begin), at(errors_, begin), at(codes_, begin));
+      return;
+    }
+    const std::int64_t half = (end - begin + 1) / 2;
+    const std::int64_t middle = begin + (half + kLeaf - 1) / kLeaf * kLeaf;
+    solve_columns(begin, middle);
+    feed_errors(begin, middle, end);
+    solve_columns(middle, end);
+  }
+
+  // W[:, middle…end) -= errors[:, begin…middle) U[begin…middle, middle…end).
+  void feed_errors(std::int64_t begin, std::int64_t middle, std::int64_t end) {
+    shared_.ctx.blas.gemm(
+        false,
+        false,
+        end - middle,
+        lanes_,
+        middle - begin,
+        -1.0F,
+        shared_.factor.Ut.data() + middle * n_ + begin,
+        n_,
+        at(errors_, begin),
+        lanes_,
+        1.0F,
+        at(W_, middle),
+        lanes_);
+  }
+
+  const Recursion& shared_;
+  RowBlock& block_;
+  std::int64_t n_;
+  std::int64_t lanes_;
+  std::int64_t width_;
+  std::vector<float> W_;  // by position, corrected as the recursion goes
+  std::vector<float> errors_;  // (w - q) / U_jj
+  std::vector<std::uint8_t> codes_;
+  std::vector<std::int32_t> group_of_;  // by position
+};
+
+LinearResult fall_back(
+    const Context& ctx,
+    const LinearProblem& problem,
+    const MethodOptions& options,
+    std::string reason) {
+  LinearResult result = quantize_rtn(ctx, problem, options);
+  result.report.fallback = std::move(reason);
+  return result;
+}
+
+// The three matrices that come out of one pass over the rows.
+struct Candidates {
+  PackedLinear rtn;
+  PackedLinear recursion;
+  PackedLinear descent;
+};
+
+Candidates solve(
+    const Context& ctx,
+    const LinearProblem& problem,
+    const MethodOptions& options,
+    const Curvature& curvature,
+    const Factor& factor,
+    const std::vector<std::int32_t>& order) {
+  const QuantScheme& scheme = problem.scheme;
+  const GridRules rules = grid_rules(scheme, options);
+  std::vector<float> importance(order.size());
+  for (std::size_t p = 0; p < order.size(); ++p) {
+    importance[p] = curvature.importance[static_cast<std::size_t>(order[p])];
+  }
+  const Recursion recursion = {
+      ctx, scheme, rules, factor, order, importance, options.order != ColumnOrder::kActivation};
+  const bool descends = options.descent_sweeps > 0 || options.refit_rounds > 0;
+  const std::vector<float> H =
+      descends ? dense_curvature(ctx, curvature, factor.lambda) : std::vector<float>();
+  const Descent descent(ctx, scheme, H);
+
+  Candidates made;
+  made.rtn = PackedLinear::make(scheme, problem.out_features, problem.in_features);
+  made.recursion = made.rtn;
+  if (descends) {
+    made.descent = made.rtn;
+  }
+  ctx.pool.for_chunks(
+      problem.out_features,
+      rows_per_block(problem.out_features),
+      [&](std::int64_t begin, std::int64_t end, int) {
+        RowBlock block = RowBlock::load(problem, begin, end);
+        block.find_all_ranges(ctx.kernels, scheme, rules, curvature.importance.data());
+        block.round_all(ctx.kernels, scheme);
+        block.store(made.rtn);
+        RecursionBlock(recursion, block).run();
+        block.store(made.recursion);
+        if (descends) {
+          descent.run(block, options.descent_sweeps, options.refit_rounds);
+          block.store(made.descent);
+        }
+      });
+  return made;
+}
+
+}  // namespace
+
+LinearResult quantize_gptq(
+    const Context& ctx, const LinearProblem& problem, const MethodOptions& options) {
+  check_problem(problem, options);
+  if (std::optional<std::string> reason = unusable(problem.stats, problem.in_features)) {
+    return fall_back(ctx, problem, options, std::move(*reason));
+  }
+  const SiteStats& stats = *problem.stats;
+  const Curvature curvature = make_curvature(stats);
+  const std::vector<std::int32_t> order = column_order(
+      options.order, curvature.importance, problem.scheme.group_width(problem.in_features));
+  const std::optional<Factor> factor = factorise(ctx, curvature, order, options.damping);
+  if (!factor) {
+    return fall_back(
+        ctx, problem, options, "H is not positive definite at any damping up to 1 x its mean");
+  }
+  Candidates made = solve(ctx, problem, options, curvature, *factor, order);
+
+  LinearResult result;
+  LinearReport& report = result.report;
+  report.method = "gptq";
+  report.order = order_name(options.order);
+  report.damping = factor->lambda;
+  report.tokens = stats.rows;
+  report.dead_columns = curvature.dead_columns;
+
+  const bool descended = made.descent.out_features > 0;
+  const std::array<PackedLinear*, 3> all = {
+      &made.rtn, &made.recursion, descended ? &made.descent : &made.recursion};
+  const auto measure = [&](std::span<const double> H, std::span<const PackedLinear* const> which) {
+    return quadratic_errors(ctx, problem.W, problem.out_features, problem.in_features, H, which);
+  };
+  // Without held-out rows the last candidate is taken: it has the lowest error on H.
+  std::size_t chosen = 2;
+  if (has_holdout(stats)) {
+    const std::array<const PackedLinear*, 3> judged = {all[0], all[1], all[2]};
+    const QuadraticErrors holdout = measure(stats.H_holdout, judged);
+    if (holdout.errors[1] < holdout.errors[2]) {
+      chosen = 1;
+    }
+    if (holdout.errors[0] < holdout.errors[chosen]) {
+      report.fallback = fmt::format(
+          "worse than rtn on {} held-out rows: {:.4g} against {:.4g}",
+          stats.holdout_rows,
+          holdout.relative(chosen),
+          holdout.relative(0));
+      report.method = "rtn";
+      chosen = 0;
+    }
+    report.holdout_error = holdout.relative(chosen);
+  }
+  const std::array<const PackedLinear*, 2> kept = {all[0], all[chosen]};
+  const QuadraticErrors errors = measure(stats.H, kept);
+  report.rtn_error = errors.relative(0);
+  report.relative_error = errors.relative(1);
+  result.packed = std::move(*all[chosen]);
+  return result;
+}
+
+}  // namespace quern

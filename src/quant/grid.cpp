@@ -1,0 +1,311 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "quant/grid.h"
+
+#include "base/half.h"
+#include "kernels/kernels.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+namespace quern {
+namespace {
+
+using Lanes = std::array<float, kRowLanes>;
+
+constexpr float kLargestHalf = 65504.0F;
+
+// Extremes of a group, with zero always inside.
+struct Extent {
+  Lanes low{};
+  Lanes high{};
+};
+
+struct Grid {
+  Lanes scale{};
+  Lanes zero{};
+};
+
+Extent find_extent(const float* W, std::int64_t lanes, std::int64_t columns) {
+  Extent extent;
+  for (std::int64_t j = 0; j < columns; ++j) {
+    for (std::size_t r = 0; r < kRowLanes; ++r) {
+      const float w = W[j * lanes + static_cast<std::int64_t>(r)];
+      extent.low[r] = std::min(extent.low[r], w);
+      extent.high[r] = std::max(extent.high[r], w);
+    }
+  }
+  return extent;
+}
+
+float clamp_zero(const GridRules& rules, float zero) {
+  return std::clamp(zero, rules.minimum_zero_one ? 1.0F : 0.0F, rules.max_code());
+}
+
+// The grid that spans p times the extent of a row.
+void spanning_grid(
+    const GridRules& rules, float low, float high, float p, float& scale, float& zero) {
+  const float max_code = rules.max_code();
+  const float middle = static_cast<float>(1 << (rules.bits - 1));
+  if (low == high) {  // both zero
+    scale = storable_scale(2.0F / max_code);
+    zero = middle;
+    return;
+  }
+  if (rules.symmetric) {
+    scale = storable_scale(p * (2.0F * std::max(-low, high) / max_code));
+    zero = middle;
+    return;
+  }
+  scale = storable_scale(p * (high / max_code - low / max_code));
+  zero = clamp_zero(rules, std::nearbyint(-(p * low) / scale));
+  if (rules.minimum_zero_one && low == 0.0F) {
+    // Code 0 is spent below zero, so max_code - 1 steps must reach the top.
+    scale = storable_scale(p * (high / (max_code - 1.0F)));
+  }
+}
+
+Grid spanning_grids(const GridRules& rules, const Extent& extent, float p) {
+  Grid grid;
+  for (std::size_t r = 0; r < kRowLanes; ++r) {
+    spanning_grid(rules, extent.low[r], extent.high[r], p, grid.scale[r], grid.zero[r]);
+  }
+  return grid;
+}
+
+// Sum |q - w|^2.4 over p = 1, 0.99 … 0.21, the first smallest wins; IST-DASLab/gptq, quant.py.
+Grid search_power24(
+    const KernelTable& kernels,
+    const GridRules& rules,
+    const Extent& extent,
+    const float* W,
+    std::int64_t lanes,
+    std::int64_t columns) {
+  constexpr int kSteps = 80;
+  Grid best = spanning_grids(rules, extent, 1.0F);
+  Lanes lowest;
+  lowest.fill(std::numeric_limits<float>::infinity());
+  for (int i = 0; i < kSteps; ++i) {
+    const Grid grid = spanning_grids(rules, extent, 1.0F - static_cast<float>(i) / 100.0F);
+    Lanes error;
+    kernels.fit_grids_power24(
+        W, lanes, columns, grid.scale.data(), grid.zero.data(), rules.max_code(), 1, error.data());
+    for (std::size_t r = 0; r < kRowLanes; ++r) {
+      if (error[r] < lowest[r]) {
+        lowest[r] = error[r];
+        best.scale[r] = grid.scale[r];
+        best.zero[r] = grid.zero[r];
+      }
+    }
+  }
+  return best;
+}
+
+// The search behind kWeighted: a sweep over shrinks, then moves around the best grid found.
+class WeightedSearch {
+ public:
+  WeightedSearch(
+      const KernelTable& kernels,
+      const GridRules& rules,
+      const float* W,
+      std::int64_t lanes,
+      const float* weights,
+      std::int64_t columns)
+      : kernels_(kernels),
+        rules_(rules),
+        W_(W),
+        lanes_(lanes),
+        weights_(weights),
+        columns_(columns) {
+    lowest_.fill(std::numeric_limits<float>::infinity());
+  }
+
+  Grid run(const Extent& extent) {
+    sweep_shrinks(extent);
+    refine();
+    if (!rules_.symmetric) {
+      // A zero point that moves wants another scale, so each move is followed by its own fit.
+      for (int round = 0; round < kZeroRounds; ++round) {
+        try_zero(-1.0F);
+        try_zero(1.0F);
+      }
+    }
+    return best_;
+  }
+
+ private:
+  static constexpr int kShrinks = 96;
+  static constexpr int kFits = 2;
+  static constexpr int kZeroRounds = 2;
+  static constexpr std::size_t kBatch = 8;
+
+  // Candidates of a batch: scale and zero point [candidate][kRowLanes], and what fit_grids says.
+  struct Batch {
+    std::array<float, kBatch * kRowLanes> scale;
+    std::array<float, kBatch * kRowLanes> zero;
+    std::array<float, kBatch * 3 * kRowLanes> sums;
+  };
+
+  // Shrinks above 1 exist because the highest code of a symmetric grid falls half a step short of
+  // the extreme: at 2 bits +a is held exactly only by p = 1.5.
+  [[nodiscard]] float shrink(int i) const {
+    const float max_code = rules_.max_code();
+    const float highest = rules_.symmetric ? max_code / (max_code - 1.0F) : 1.0F;
+    const float lowest = rules_.bits <= 3 ? 0.2F : 0.35F;
+    return highest - (highest - lowest) * static_cast<float>(i) / static_cast<float>(kShrinks - 1);
+  }
+
+  void sweep_shrinks(const Extent& extent) {
+    // Plain min-max first, so that the search never ends behind it.
+    Batch batch;
+    put(batch, 0, spanning_grids(rules_, extent, 1.0F));
+    std::size_t filled = 1;
+    for (int i = 0; i < kShrinks; ++i) {
+      put(batch, filled, spanning_grids(rules_, extent, shrink(i)));
+      ++filled;
+      if (filled == kBatch || i + 1 == kShrinks) {
+        evaluate(batch, filled);
+        filled = 0;
+      }
+    }
+  }
+
+  // Least-squares scale for the codes of the best grid, and small steps around the scale.
+  void refine() {
+    static constexpr std::array<float, 6> kSteps = {0.985F, 0.99F, 0.995F, 1.005F, 1.01F, 1.015F};
+    for (int fit = 0; fit < kFits; ++fit) {
+      Batch batch;
+      put(batch, 0, {fitted_scale(), best_.zero});
+      for (std::size_t i = 0; i < kSteps.size(); ++i) {
+        put(batch, i + 1, {scaled(kSteps[i]), best_.zero});
+      }
+      evaluate(batch, kSteps.size() + 1);
+    }
+  }
+
+  void try_zero(float step) {
+    Batch batch;
+    Grid moved = best_;
+    for (float& zero : moved.zero) {
+      zero = clamp_zero(rules_, zero + step);
+    }
+    put(batch, 0, moved);
+    fit(batch, 1);
+    // The scale that fits the moved grid's codes, then that fit's own, as further candidates.
+    for (std::size_t i = 1; i < 3; ++i) {
+      for (std::size_t r = 0; r < kRowLanes; ++r) {
+        moved.scale[r] = least_squares_scale(batch, i - 1, r);
+      }
+      put(batch, i, moved);
+      fit(batch, i + 1);
+    }
+    accept(batch, 3);
+  }
+
+  static void put(Batch& batch, std::size_t candidate, const Grid& grid) {
+    std::copy(grid.scale.begin(), grid.scale.end(), &batch.scale[candidate * kRowLanes]);
+    std::copy(grid.zero.begin(), grid.zero.end(), &batch.zero[candidate * kRowLanes]);
+  }
+
+  void fit(Batch& batch, std::size_t candidates) const {
+    kernels_.fit_grids(
+        W_,
+        lanes_,
+        weights_,
+        columns_,
+        batch.scale.data(),
+        batch.zero.data(),
+        rules_.max_code(),
+        static_cast<std::int64_t>(candidates),
+        batch.sums.data());
+  }
+
+  void evaluate(Batch& batch, std::size_t candidates) {
+    fit(batch, candidates);
+    accept(batch, candidates);
+  }
+
+  void accept(const Batch& batch, std::size_t candidates) {
+    for (std::size_t c = 0; c < candidates; ++c) {
+      for (std::size_t r = 0; r < kRowLanes; ++r) {
+        const float error = batch.sums[3 * c * kRowLanes + r];
+        if (error < lowest_[r] || first_) {
+          lowest_[r] = error;
+          best_.scale[r] = batch.scale[c * kRowLanes + r];
+          best_.zero[r] = batch.zero[c * kRowLanes + r];
+          fitted_[r] = least_squares_scale(batch, c, r);
+        }
+      }
+      first_ = false;
+    }
+  }
+
+  // argmin over s of sum d (s v - w)^2 at the candidate's codes, or its own scale if there is none.
+  static float least_squares_scale(const Batch& batch, std::size_t candidate, std::size_t row) {
+    const float* sums = &batch.sums[3 * candidate * kRowLanes + row];
+    const float scale = sums[kRowLanes] / sums[2 * kRowLanes];
+    return scale > 0.0F && std::isfinite(scale) ? storable_scale(scale)
+                                                : batch.scale[candidate * kRowLanes + row];
+  }
+
+  [[nodiscard]] Lanes fitted_scale() const { return fitted_; }
+
+  [[nodiscard]] Lanes scaled(float factor) const {
+    Lanes scales;
+    for (std::size_t r = 0; r < kRowLanes; ++r) {
+      scales[r] = storable_scale(best_.scale[r] * factor);
+    }
+    return scales;
+  }
+
+  const KernelTable& kernels_;
+  const GridRules& rules_;
+  const float* W_;
+  std::int64_t lanes_;
+  const float* weights_;
+  std::int64_t columns_;
+  Grid best_;
+  Lanes lowest_;
+  Lanes fitted_{};  // least-squares scale for the codes of best_
+  bool first_ = true;  // nothing was accepted yet
+};
+
+}  // namespace
+
+GridRules grid_rules(const QuantScheme& scheme, const MethodOptions& options) {
+  return {scheme.bits, scheme.symmetric, options.minimum_zero_one, options.range};
+}
+
+float storable_scale(float scale) noexcept {
+  return f16_to_float(float_to_f16(std::clamp(scale, kSmallestNormalHalf, kLargestHalf)));
+}
+
+void find_ranges(
+    const KernelTable& kernels,
+    const GridRules& rules,
+    const float* W,
+    std::int64_t lanes,
+    const float* weights,
+    std::int64_t columns,
+    float* scales,
+    float* zeros) {
+  for (std::int64_t first = 0; first < lanes; first += kRowLanes) {
+    const Extent extent = find_extent(W + first, lanes, columns);
+    Grid grid;
+    switch (rules.search) {
+      case RangeSearch::kMinMax: grid = spanning_grids(rules, extent, 1.0F); break;
+      case RangeSearch::kPower24:
+        grid = search_power24(kernels, rules, extent, W + first, lanes, columns);
+        break;
+      case RangeSearch::kWeighted:
+        grid = WeightedSearch(kernels, rules, W + first, lanes, weights, columns).run(extent);
+        break;
+    }
+    std::copy(grid.scale.begin(), grid.scale.end(), scales + first);
+    std::copy(grid.zero.begin(), grid.zero.end(), zeros + first);
+  }
+}
+
+}  // namespace quern

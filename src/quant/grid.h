@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "quant/method.h"
+
+#include <cstdint>
+
+namespace quern {
+
+struct KernelTable;
+
+// What a range search may choose from; methods.md 1.1 (GPTQ's definitions) and 1.2.
+struct GridRules {
+  int bits = 4;
+  bool symmetric = true;  // zero point 2^(bits-1)
+  bool minimum_zero_one = false;  // asymmetric zero points are 1 … 2^bits - 1
+  RangeSearch search = RangeSearch::kWeighted;
+
+  [[nodiscard]] float max_code() const noexcept { return static_cast<float>((1 << bits) - 1); }
+};
+
+[[nodiscard]] GridRules grid_rules(const QuantScheme& scheme, const MethodOptions& options);
+
+// The scale as a file will hold it: rounded to half precision, at least the smallest normal half
+// and finite. Codes are always chosen with this value, never with the unrounded one.
+[[nodiscard]] float storable_scale(float scale) noexcept;
+
+// Scale and zero point of one group of every row. W is [columns][lanes] with the rows in the lanes
+// (kernels/quant_columns.h), `weights` [columns] the importance of each column (only kWeighted uses
+// it), scales and zeros [lanes]. A group of zeros gets scale 2/(2^bits-1) and the middle zero
+// point.
+void find_ranges(
+    const KernelTable& kernels,
+    const GridRules& rules,
+    const float* W,
+    std::int64_t lanes,
+    const float* weights,
+    std::int64_t columns,
+    float* scales,
+    float* zeros);
+
+}  // namespace quern

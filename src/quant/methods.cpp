@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "quant/gptq.h"
+#include "quant/method.h"
+#include "quant/rtn.h"
+
+#include <algorithm>
+#include <array>
+
+namespace quern {
+namespace {
+
+constexpr std::array kMethods = {
+    Method{"rtn", "round to nearest; needs no calibration", 2, 8, false, quantize_rtn},
+    Method{
+        "gptq",
+        "error feedback, coordinate descent and scale refit on second moments",
+        2,
+        8,
+        true,
+        quantize_gptq},
+};
+
+}  // namespace
+
+std::span<const Method> methods() {
+  return kMethods;
+}
+
+const Method* find_method(std::string_view name) {
+  const auto* found = std::find_if(
+      kMethods.begin(), kMethods.end(), [&](const Method& method) { return method.name == name; });
+  return found == kMethods.end() ? nullptr : found;
+}
+
+std::string_view order_name(ColumnOrder order) {
+  switch (order) {
+    case ColumnOrder::kNatural: return "natural";
+    case ColumnOrder::kActivation: return "activation";
+    case ColumnOrder::kGroupAware: return "group-aware";
+  }
+  return "";
+}
+
+std::string_view range_name(RangeSearch range) {
+  switch (range) {
+    case RangeSearch::kMinMax: return "minmax";
+    case RangeSearch::kPower24: return "power-2.4";
+    case RangeSearch::kWeighted: return "weighted";
+  }
+  return "";
+}
+
+}  // namespace quern

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "quant/row_block.h"
+
+#include "base/half.h"
+#include "kernels/kernels.h"
+
+#include <algorithm>
+
+namespace quern {
+
+RowBlock RowBlock::load(const LinearProblem& problem, std::int64_t first, std::int64_t end) {
+  RowBlock block;
+  block.first = first;
+  block.rows = end - first;
+  block.lanes = (block.rows + kRowLanes - 1) / kRowLanes * kRowLanes;
+  block.columns = problem.in_features;
+  const auto size = static_cast<std::size_t>(block.columns * block.lanes);
+  const auto cells =
+      static_cast<std::size_t>(problem.scheme.groups(problem.in_features) * block.lanes);
+  block.W.resize(size);
+  block.codes.resize(size);
+  block.D.resize(size);
+  block.scales.resize(cells);
+  block.zeros.resize(cells);
+  // Strips of columns keep both the rows read and the columns written in the cache.
+  constexpr std::int64_t kStrip = 64;
+  for (std::int64_t begin = 0; begin < block.columns; begin += kStrip) {
+    const std::int64_t strip_end = std::min(begin + kStrip, block.columns);
+    for (std::int64_t r = 0; r < block.rows; ++r) {
+      const float* row = problem.W.data() + (first + r) * problem.in_features;
+      for (std::int64_t j = begin; j < strip_end; ++j) {
+        block.W[static_cast<std::size_t>(j * block.lanes + r)] = row[j];
+      }
+    }
+  }
+  block.group_of.resize(static_cast<std::size_t>(block.columns));
+  const std::int64_t width = problem.scheme.group_width(block.columns);
+  for (std::int64_t j = 0; j < block.columns; ++j) {
+    block.group_of[static_cast<std::size_t>(j)] = static_cast<std::int32_t>(j / width);
+  }
+  return block;
+}
+
+ColumnGrid RowBlock::grid(const QuantScheme& scheme, std::int64_t begin, std::int64_t count) const {
+  return {
+      lanes,
+      count,
+      group_of.data() + begin,
+      scales.data(),
+      zeros.data(),
+      static_cast<float>(scheme.max_code())};
+}
+
+void RowBlock::find_all_ranges(
+    const KernelTable& kernels,
+    const QuantScheme& scheme,
+    const GridRules& rules,
+    const float* weights) {
+  const std::int64_t width = scheme.group_width(columns);
+  for (std::int64_t group = 0; group < scheme.groups(columns); ++group) {
+    const std::int64_t begin = group * width;
+    find_ranges(
+        kernels,
+        rules,
+        W.data() + begin * lanes,
+        lanes,
+        weights + begin,
+        std::min(width, columns - begin),
+        scales.data() + group * lanes,
+        zeros.data() + group * lanes);
+  }
+}
+
+void RowBlock::round_all(const KernelTable& kernels, const QuantScheme& scheme) {
+  const ColumnGrid all = grid(scheme, 0, columns);
+  kernels.round_columns(&all, W.data(), D.data(), codes.data());
+}
+
+void RowBlock::update_difference() {
+  for (std::int64_t j = 0; j < columns; ++j) {
+    const std::int64_t cells = group_of[static_cast<std::size_t>(j)] * lanes;
+    for (std::int64_t r = 0; r < lanes; ++r) {
+      const auto at = static_cast<std::size_t>(j * lanes + r);
+      const auto cell = static_cast<std::size_t>(cells + r);
+      D[at] = scales[cell] * (static_cast<float>(codes[at]) - zeros[cell]) - W[at];
+    }
+  }
+}
+
+void RowBlock::store(PackedLinear& packed) const {
+  const std::int64_t groups = packed.groups();
+  std::vector<std::uint8_t> row_codes(static_cast<std::size_t>(columns));
+  for (std::int64_t r = 0; r < rows; ++r) {
+    for (std::int64_t j = 0; j < columns; ++j) {
+      row_codes[static_cast<std::size_t>(j)] = codes[static_cast<std::size_t>(j * lanes + r)];
+    }
+    packed.set_row_codes(first + r, row_codes);
+    for (std::int64_t group = 0; group < groups; ++group) {
+      const auto cell = static_cast<std::size_t>(group * lanes + r);
+      const auto at = static_cast<std::size_t>((first + r) * groups + group);
+      packed.scales[at] = float_to_f16(scales[cell]);
+      if (!packed.zeros.empty()) {
+        packed.zeros[at] = static_cast<std::uint8_t>(zeros[cell]);
+      }
+    }
+  }
+}
+
+std::int64_t rows_per_block(std::int64_t out_features) {
+  // Products with the n x n matrix are more efficient with more rows, but a small linear must still
+  // give every thread of a larger machine a block.
+  return out_features >= 2048 ? 128 : 64;
+}
+
+}  // namespace quern

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "kernels/quant_columns.h"
+#include "quant/grid.h"
+#include "quant/method.h"
+
+#include <cstdint>
+#include <vector>
+
+namespace quern {
+
+struct KernelTable;
+
+// Some rows of a linear while they are rounded. Column after column with the rows in the lanes:
+// W, codes and D are [columns][lanes], scales and zeros [groups][lanes]. Lanes beyond `rows` hold
+// zeros. The grid of column j is that of group group_of[j] = j / group width.
+struct RowBlock {
+  std::int64_t first = 0;  // row of the linear that lane 0 is
+  std::int64_t rows = 0;
+  std::int64_t lanes = 0;
+  std::int64_t columns = 0;
+  std::vector<float> W;
+  std::vector<std::uint8_t> codes;
+  std::vector<float> D;  // Q - W
+  std::vector<float> scales;
+  std::vector<float> zeros;
+  std::vector<std::int32_t> group_of;  // [columns]
+
+  // Rows [first, end) of the problem, with nothing rounded yet.
+  [[nodiscard]] static RowBlock load(
+      const LinearProblem& problem, std::int64_t first, std::int64_t end);
+
+  // The grid of columns [begin, begin + count) for the kernels.
+  [[nodiscard]] ColumnGrid grid(
+      const QuantScheme& scheme, std::int64_t begin, std::int64_t count) const;
+
+  // Ranges of all groups from W; `weights` [columns].
+  void find_all_ranges(
+      const KernelTable& kernels,
+      const QuantScheme& scheme,
+      const GridRules& rules,
+      const float* weights);
+  // Codes and D by plain rounding to the present ranges.
+  void round_all(const KernelTable& kernels, const QuantScheme& scheme);
+  // D from the present codes and ranges.
+  void update_difference();
+
+  void store(PackedLinear& packed) const;
+};
+
+// Rows that are worked on together. Fixed by the shape alone, because results must not depend on
+// the thread count.
+[[nodiscard]] std::int64_t rows_per_block(std::int64_t out_features);
+
+}  // namespace quern

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "quant/rtn.h"
+
+#include "base/error.h"
+#include "quant/curvature.h"
+#include "quant/quadratic_error.h"
+#include "quant/row_block.h"
+
+#include <fmt/format.h>
+
+#include <array>
+#include <cmath>
+
+namespace quern {
+namespace {
+
+void check_finite(const LinearProblem& problem) {
+  for (std::size_t i = 0; i < problem.W.size(); ++i) {
+    if (!std::isfinite(problem.W[i])) {
+      const auto width = static_cast<std::size_t>(problem.in_features);
+      throw ParseError(
+          "a weight is not a finite number",
+          fmt::format("row {}, column {}", i / width, i % width),
+          fmt::format("found {}", problem.W[i]),
+          "check the checkpoint: it may be damaged or overflowed in half precision");
+    }
+  }
+}
+
+}  // namespace
+
+void check_problem(const LinearProblem& problem, const MethodOptions& options) {
+  const QuantScheme& scheme = problem.scheme;
+  if (problem.out_features <= 0 || problem.in_features <= 0 ||
+      problem.W.size() != static_cast<std::size_t>(problem.out_features * problem.in_features)) {
+    throw Error(
+        ErrorKind::kFailed,
+        "the weights do not have the shape of the linear",
+        "",
+        fmt::format(
+            "expected {} x {}, found {} values",
+            problem.out_features,
+            problem.in_features,
+            problem.W.size()),
+        "report this as a bug");
+  }
+  if (scheme.bits < 2 || scheme.bits > 8) {
+    throw UsageError(
+        "bits out of range", "bits", fmt::format("expected 2 to 8, found {}", scheme.bits), "4");
+  }
+  if (scheme.group_size < 0) {
+    throw UsageError(
+        "group size out of range",
+        "group size",
+        fmt::format("expected 0 (a whole row) or more, found {}", scheme.group_size),
+        "128");
+  }
+  if (!(options.damping >= 0) || !std::isfinite(options.damping)) {
+    throw UsageError(
+        "damping out of range",
+        "damping",
+        fmt::format("expected 0 or more, found {}", options.damping),
+        "0.01");
+  }
+  check_finite(problem);
+}
+
+PackedLinear round_to_nearest(
+    const Context& ctx,
+    const LinearProblem& problem,
+    const MethodOptions& options,
+    const std::vector<float>& importance) {
+  PackedLinear packed =
+      PackedLinear::make(problem.scheme, problem.out_features, problem.in_features);
+  const GridRules rules = grid_rules(problem.scheme, options);
+  ctx.pool.for_chunks(
+      problem.out_features,
+      rows_per_block(problem.out_features),
+      [&](std::int64_t begin, std::int64_t end, int) {
+        RowBlock block = RowBlock::load(problem, begin, end);
+        block.find_all_ranges(ctx.kernels, problem.scheme, rules, importance.data());
+        block.round_all(ctx.kernels, problem.scheme);
+        block.store(packed);
+      });
+  return packed;
+}
+
+LinearResult quantize_rtn(
+    const Context& ctx, const LinearProblem& problem, const MethodOptions& options) {
+  check_problem(problem, options);
+  LinearResult result;
+  result.report.method = "rtn";
+  result.report.order = order_name(ColumnOrder::kNatural);
+  std::span<const double> H;
+  std::vector<float> importance(static_cast<std::size_t>(problem.in_features), 1.0F);
+  if (!unusable(problem.stats, problem.in_features)) {
+    Curvature curvature = make_curvature(*problem.stats);
+    importance = std::move(curvature.importance);
+    H = problem.stats->H;
+    result.report.tokens = problem.stats->rows;
+    result.report.dead_columns = curvature.dead_columns;
+  }
+  result.packed = round_to_nearest(ctx, problem, options, importance);
+  const std::array<const PackedLinear*, 1> candidates = {&result.packed};
+  const auto measure = [&](std::span<const double> matrix) {
+    return quadratic_errors(
+               ctx, problem.W, problem.out_features, problem.in_features, matrix, candidates)
+        .relative(0);
+  };
+  result.report.relative_error = measure(H);
+  result.report.rtn_error = result.report.relative_error;
+  if (!H.empty() && has_holdout(*problem.stats)) {
+    result.report.holdout_error = measure(problem.stats->H_holdout);
+  }
+  return result;
+}
+
+}  // namespace quern
