@@ -94,19 +94,15 @@ Tokenizer load_tokenizer(const std::filesystem::path& directory_or_file) {
     directory = directory_or_file.parent_path();
     if (name == "vocab.json" || name == "merges.txt") {
       names = {"vocab.json", "merges.txt"};
-    } else {
+    } else if (name == "tokenizer.json" || is_rank_file(name)) {
       names = {name};
+    } else {
+      none_found(directory_or_file.string());
     }
   }
   TokenizerFiles files;
   for (const std::string& name : names) {
-    std::string content = read_file(directory / name, kMaxFile);
-    // Any other .json that was named itself is taken for a tokenizer.json.
-    const bool renamed = names.size() == 1 && !is_rank_file(name) && ends_with(name, ".json");
-    if (!renamed && names.size() == 1 && !is_rank_file(name)) {
-      none_found(directory_or_file.string());
-    }
-    files[renamed ? "tokenizer.json" : name] = std::move(content);
+    files[name] = read_file(directory / name, kMaxFile);
   }
   for (const char* name :
        {"tokenizer_config.json", "added_tokens.json", "generation_config.json", "config.json"}) {
