@@ -15,6 +15,8 @@ struct LinearWeights {
   std::int64_t out_features = 0;
   std::int64_t in_features = 0;
   TensorView dense;  // points into the mapped file; unused when packed
+  // Behind `dense` when the file does not align the tensor to its values.
+  std::shared_ptr<const std::vector<std::byte>> aligned_copy;
   std::shared_ptr<const PackedLinear> packed;  // null when dense
   std::vector<float> bias;  // [out_features] or empty
 };

@@ -3,6 +3,7 @@
 
 #include "base/error.h"
 #include "format/safetensors.h"
+#include "tensor/checkpoint.h"
 
 #include <fmt/format.h>
 

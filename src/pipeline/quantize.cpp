@@ -15,7 +15,6 @@
 #include "pipeline/output.h"
 #include "pipeline/run_state.h"
 #include "quern/version.h"
-#include "report/report.h"
 
 #include <fmt/format.h>
 
@@ -242,7 +241,8 @@ void quantize_blocks(
     const Block& block = run.graph.blocks[i];
     BlockWeights weights = load_block_weights(block, *run.source);
     if (saved[i]) {
-      for (const QuantizedLinear& linear : *state.load_block(block, run.plan)) {
+      const auto linears = state.load_block(block, run.plan);
+      for (const QuantizedLinear& linear : *linears) {
         for (std::size_t k = 0; k < block.linears.size(); ++k) {
           if (block.linears[k].module == linear.plan->name) {
             weights.linears[k].packed = linear.packed;
@@ -582,7 +582,6 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
       {"predicted", predicted_json(run)},
       {"command", options.command},
       {"fingerprint", fingerprint_hash}};
-  write_file(staging / "README.md", render_model_card(manifest, run.source->directory()));
   write_file(staging / kManifestName, manifest.dump(1) + "\n");
   if (is_occupied(options.output)) {
     move_aside(options.output);

@@ -8,6 +8,7 @@
 #include "pipeline/estimate.h"
 #include "plan/quant_plan.h"
 #include "quant/method.h"
+#include "tensor/checkpoint.h"
 
 #include <cstdint>
 #include <filesystem>

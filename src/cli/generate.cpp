@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "nn/generate.h"
+
+#include "base/error.h"
+#include "cli/verb.h"
+#include "format/checkpoint.h"
+#include "tokenizer/tokenizer.h"
+
+#include <fmt/format.h>
+
+#include <memory>
+
+namespace quern {
+namespace {
+
+struct GenerateArguments {
+  std::string model;
+  std::string prompt;
+  std::int64_t max_tokens = 128;
+  SamplingOptions sampling;
+  bool ignore_stop = false;
+};
+
+double rate(std::size_t tokens, double seconds) {
+  return seconds > 0 ? static_cast<double>(tokens) / seconds : 0;
+}
+
+int run_generate(Session& session, const GenerateArguments& arguments) {
+  const Context& ctx = session.context();
+  const Model model = load_model(open_checkpoint(resolve_model(arguments.model)));
+  const Tokenizer tokenizer = load_tokenizer(model.checkpoint->directory());
+  EncodeOptions encode;
+  encode.add_special_tokens = true;
+  const std::vector<std::int32_t> prompt = tokenizer.encode(arguments.prompt, encode);
+  GenerateOptions options;
+  options.max_tokens = arguments.max_tokens;
+  options.drawable = tokenizer.vocab_size();
+  if (!arguments.ignore_stop) {
+    options.stop_ids = tokenizer.eos_ids();
+    options.stop_ids.insert(
+        options.stop_ids.end(),
+        model.graph.config.eos_ids.begin(),
+        model.graph.config.eos_ids.end());
+  }
+  Decoder decoder(ctx, model);
+  Sampler sampler(arguments.sampling, ctx.seed);
+  StreamDecoder stream(tokenizer);
+  const GenerateResult result =
+      generate(ctx, decoder, prompt, sampler, options, [&](std::int32_t id) {
+        session.print_text(stream.push(id));
+        return true;
+      });
+  session.print_text(stream.finish() + "\n");
+  DecodeOptions decode;
+  decode.replace_invalid = true;
+  session.print_json(
+      {{"schema", "quern.generate/1"},
+       {"prompt_ids", prompt},
+       {"ids", result.ids},
+       {"text", tokenizer.decode(result.ids, decode)},
+       {"finish_reason", result.finish_reason},
+       {"prompt_tokens_per_second", rate(prompt.size(), result.prompt_seconds)},
+       {"tokens_per_second", rate(result.ids.size(), result.decode_seconds)},
+       {"accepted_draft_tokens", 0},
+       {"drafted_tokens", 0}});
+  ctx.log.info(fmt::format(
+      "{} tokens, {}; prompt {:.1f} tokens/s, decoding {:.1f} tokens/s",
+      result.ids.size(),
+      result.finish_reason,
+      rate(prompt.size(), result.prompt_seconds),
+      rate(result.ids.size(), result.decode_seconds)));
+  return result.finish_reason == "interrupted" ? exit_code(ErrorKind::kInterrupted) : 0;
+}
+
+}  // namespace
+
+std::function<int(Session&)> configure_generate(CLI::App& app) {
+  auto arguments = std::make_shared<GenerateArguments>();
+  SamplingOptions& sampling = arguments->sampling;
+  app.add_option("MODEL", arguments->model, "checkpoint directory")->required();
+  app.add_option("--prompt", arguments->prompt, "text to go on from")->required();
+  app.add_option("--max-tokens", arguments->max_tokens, "new tokens at most (default: 128)")
+      ->check(CLI::Range(1, 1 << 24));
+  app.add_option(
+         "--temperature", sampling.temperature, "0 takes the most likely token (default: 0)")
+      ->check(CLI::Range(0.0, 100.0));
+  app.add_option(
+         "--top-p", sampling.top_p, "smallest set of likeliest tokens with this share (default: 1)")
+      ->check(CLI::Range(0.0, 1.0));
+  app.add_option("--top-k", sampling.top_k, "the k likeliest (default: all)")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--min-p", sampling.min_p, "at least this share of the likeliest (default: 0)")
+      ->check(CLI::Range(0.0, 1.0));
+  app.add_flag("--ignore-stop", arguments->ignore_stop, "go on after stop tokens");
+  add_footer(
+      app,
+      "  quern generate ./model --prompt 'Once upon a time'\n  quern generate ./model --prompt "
+      "'Hello' --temperature 0.7 --top-p 0.8 --seed 1\n");
+  return [arguments](Session& session) { return run_generate(session, *arguments); };
+}
+
+}  // namespace quern

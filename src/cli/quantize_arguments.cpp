@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cli/quantize_arguments.h"
+
+#include "base/error.h"
+#include "base/units.h"
+#include "format/output_format.h"
+
+#include <fmt/format.h>
+
+#include <charconv>
+#include <limits>
+#include <utility>
+
+namespace quern {
+namespace {
+
+std::int64_t parse_group_size(const std::string& text) {
+  if (text == "channel" || text == "-1") {
+    return 0;
+  }
+  std::int64_t value = 0;
+  const auto [end, code] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (code != std::errc() || end != text.data() + text.size() || value < 1 || value > (1 << 20)) {
+    throw UsageError(
+        "not a group size",
+        "--group-size " + text,
+        "expected 16, 32, 64, 128 … or channel",
+        "--group-size 128");
+  }
+  return value;
+}
+
+// FILE[:weight]; a colon that no number follows is part of the name.
+std::pair<std::filesystem::path, double> parse_calibration(const std::string& text) {
+  const std::size_t colon = text.rfind(':');
+  if (colon != std::string::npos && colon + 1 < text.size()) {
+    double weight = 0;
+    const char* begin = text.data() + colon + 1;
+    const char* end = text.data() + text.size();
+    const auto [rest, code] = std::from_chars(begin, end, weight);
+    if (code == std::errc() && rest == end) {
+      if (!(weight > 0) || weight > 1e6) {
+        throw UsageError(
+            "not a weight",
+            "--calibration " + text,
+            "expected a positive number after the colon",
+            "--calibration FILE:2");
+      }
+      return {text.substr(0, colon), weight};
+    }
+  }
+  return {text, 1.0};
+}
+
+ColumnOrder parse_order(const std::string& text) {
+  if (text == "natural") {
+    return ColumnOrder::kNatural;
+  }
+  return text == "group-aware" ? ColumnOrder::kGroupAware : ColumnOrder::kActivation;
+}
+
+}  // namespace
+
+void add_quantize_options(CLI::App& app, QuantizeArguments& a) {
+  app.add_option("MODEL", a.model, "checkpoint directory: config.json, safetensors, tokenizer")
+      ->required();
+  app.add_option("--method", a.method, "gptq or rtn (default: gptq)")->group("What");
+  app.add_option("--bits", a.bits, "2 to 8 (default: 4)")->group("What");
+  app.add_option(
+         "--group-size", a.group_size, "columns that share a scale, or channel (default: 128)")
+      ->group("What");
+  auto* symmetric =
+      app.add_flag("--symmetric", a.symmetric, "zero point in the middle (the default)")
+          ->group("What");
+  app.add_flag("--asymmetric", a.asymmetric, "a zero point for each group")
+      ->group("What")
+      ->excludes(symmetric);
+  app.add_option("--format", a.format, "gptq or gptq_v2 (default: gptq; with --asymmetric gptq_v2)")
+      ->group("What");
+  app.add_option("--plan", a.plan, "obey this plan, made by quern plan and edited")->group("What");
+  app.add_option(
+         "--order",
+         a.order,
+         "columns: natural, activation or group-aware (default: activation, with static groups)")
+      ->check(CLI::IsMember({"natural", "activation", "group-aware"}))
+      ->group("How");
+  app.add_option(
+         "--range", a.range, "minmax, power or weighted (default: weighted; for rtn minmax)")
+      ->check(CLI::IsMember({"minmax", "power", "weighted"}))
+      ->group("How");
+  app.add_option("--damping", a.damping, "first damping of the second moments (default: 0.01)")
+      ->check(CLI::Range(0.0, 1.0))
+      ->group("How");
+  app.add_option("--sweeps", a.sweeps, "coordinate-descent sweeps (default: 3)")
+      ->check(CLI::Range(0, 100))
+      ->group("How");
+  app.add_option("--refits", a.refits, "rounds of scale refit (default: 3)")
+      ->check(CLI::Range(0, 100))
+      ->group("How");
+  app.add_option(
+         "--calibration",
+         a.calibration,
+         "FILE[:weight], repeatable: .txt, .jsonl (each also .gz, .zst), or .safetensors with "
+         "input_ids (default: the bundled mix)")
+      ->group("Calibration");
+  app.add_option("--samples", a.samples, "sequences (default: 128; all of a .safetensors file)")
+      ->check(CLI::Range(1, 1 << 24))
+      ->group("Calibration");
+  app.add_option("--sequence-length", a.length, "tokens of a sequence (default: 512)")
+      ->check(CLI::Range(2, 1 << 20))
+      ->group("Calibration");
+  app.add_option("--work-dir", a.work_directory, "where a run keeps its state (default: OUT.run)")
+      ->group("Run");
+  app.add_option("--shard-size", a.shard_size, "largest weight file (default: 5GB)")->group("Run");
+  app.add_flag("--resume,!--no-resume", a.resume, "go on with an unfinished run (the default)")
+      ->group("Run");
+  app.add_flag("--force", a.force, "move what stands at OUT aside")->group("Run");
+}
+
+QuantizeOptions quantize_options(const Session& session, const QuantizeArguments& a) {
+  QuantizeOptions options;
+  options.model = resolve_model(a.model);
+  options.output = a.output;
+  options.method = a.method;
+  options.scheme.bits = a.bits;
+  options.scheme.group_size = parse_group_size(a.group_size);
+  options.scheme.symmetric = !a.asymmetric;
+  if (a.bits < 1 || a.bits > 8) {
+    throw UsageError(
+        "not a width", fmt::format("--bits {}", a.bits), "expected 2 to 8", "--bits 4");
+  }
+  options.format = a.format;
+  if (!a.order.empty()) {
+    options.method_options.order = parse_order(a.order);
+  }
+  const std::string range = !a.range.empty() ? a.range : a.method == "rtn" ? "minmax" : "weighted";
+  options.method_options.range = range == "minmax"  ? RangeSearch::kMinMax
+                                 : range == "power" ? RangeSearch::kPower24
+                                                    : RangeSearch::kWeighted;
+  options.method_options.damping = a.damping;
+  if (a.sweeps >= 0) {
+    options.method_options.descent_sweeps = a.sweeps;
+  }
+  if (a.refits >= 0) {
+    options.method_options.refit_rounds = a.refits;
+  }
+  for (const std::string& file : a.calibration) {
+    options.calibration.files.push_back(parse_calibration(file));
+  }
+  const bool fixed_ids = options.calibration.files.size() == 1 &&
+                         options.calibration.files.front().first.extension() == ".safetensors";
+  options.calibration.samples = a.samples > 0 ? a.samples
+                                : fixed_ids   ? std::numeric_limits<std::int32_t>::max()
+                                              : 128;
+  options.calibration.length = a.length;
+  options.plan_file = a.plan;
+  options.work_directory = a.work_directory;
+  options.resume = a.resume;
+  options.force = a.force;
+  options.shard_bytes = parse_size(a.shard_size, "--shard-size");
+  options.command = session.command();
+  return options;
+}
+
+}  // namespace quern

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "cli/verb.h"
+#include "pipeline/quantize.h"
+
+#include <string>
+#include <vector>
+
+namespace quern {
+
+// The options that `quantize` and `plan` share, as typed.
+struct QuantizeArguments {
+  std::string model;
+  std::string output;
+  std::string method = "gptq";
+  int bits = 4;
+  std::string group_size = "128";
+  bool symmetric = false;
+  bool asymmetric = false;
+  std::string order;
+  std::string range;
+  std::string format = "gptq";
+  std::string plan;
+  std::vector<std::string> calibration;
+  std::int64_t samples = 0;
+  std::int64_t length = 512;
+  double damping = 0.01;
+  int sweeps = -1;
+  int refits = -1;
+  std::string work_directory;
+  std::string shard_size = "5GB";
+  bool resume = true;
+  bool force = false;
+};
+
+void add_quantize_options(CLI::App& app, QuantizeArguments& arguments);
+
+// Throws UsageError for values that contradict each other.
+[[nodiscard]] QuantizeOptions quantize_options(
+    const Session& session, const QuantizeArguments& arguments);
+
+}  // namespace quern

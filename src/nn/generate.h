@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "nn/decoder.h"
+
+#include <cstdint>
+#include <functional>
+#include <random>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace quern {
+
+// How the next token is chosen from the logits.
+struct SamplingOptions {
+  double temperature = 0;  // 0: the most likely token
+  double top_p = 1;  // the smallest set of likeliest tokens with this share
+  std::int64_t top_k = 0;  // the k likeliest; 0: all
+  double min_p = 0;  // at least this share of the likeliest token's probability
+};
+
+// Draws tokens; the same seed gives the same tokens for the same logits.
+class Sampler {
+ public:
+  Sampler(const SamplingOptions& options, std::uint64_t seed) : options_(options), random_(seed) {}
+  // `logits` covers the tokens that may be drawn (padding rows of the vocabulary cut off).
+  [[nodiscard]] std::int32_t next(std::span<const float> logits);
+
+ private:
+  SamplingOptions options_;
+  std::mt19937_64 random_;
+};
+
+struct GenerateOptions {
+  std::int64_t max_tokens = 128;
+  std::vector<std::int32_t> stop_ids;
+  std::int64_t drawable = 0;  // tokens that exist; 0: every row of the vocabulary
+};
+
+struct GenerateResult {
+  std::vector<std::int32_t> ids;
+  std::string finish_reason;  // "stop" (a stop id, which is not in ids), "length", "interrupted"
+  double prompt_seconds = 0;
+  double decode_seconds = 0;
+};
+
+// Called with each new token; false ends the generation.
+using TokenObserver = std::function<bool(std::int32_t id)>;
+
+[[nodiscard]] GenerateResult generate(
+    const Context& ctx,
+    Decoder& decoder,
+    std::span<const std::int32_t> prompt,
+    Sampler& sampler,
+    const GenerateOptions& options,
+    const TokenObserver& observer = nullptr);
+
+}  // namespace quern
