@@ -454,8 +454,9 @@ double ulps(float got, double exact) {
          std::ldexp(1.0, std::max(exponent - 24, -149));
 }
 
-// All floats of [-104, 89] by a stride of bit patterns that is coprime to every power of two. With
-// a stride of 1, that is over all of them, the measured maxima are 0.87 ulp at both vector levels.
+// Floats of [-104, 89] by a stride of bit patterns that is coprime to every power of two. With a
+// stride of 1, that is over all of them, the maximum is 0.988 ulp at both vector levels (at 59.275)
+// and 0.502 at the scalar one.
 TEST_P(Kernels, ExponentialIsAccurate) {
   constexpr std::uint32_t kStride = 499;
   constexpr std::int64_t kBatch = 4096;
