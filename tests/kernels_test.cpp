@@ -246,13 +246,13 @@ TEST_P(Kernels, SixteenBitFloatsConvertExactly) {
   }
 }
 
-// A product a b is added to a partial sum in one rounding. A block of 4096 elements goes to `lanes`
-// partial sums, each of which takes at most block / lanes + 4 terms (4: the remainder of the
-// unrolled loop), two of them are added, and the result is rounded to float: every product passes
-// through at most that many roundings. The scalar level rounds once.
-double dot_bound(std::int64_t n, std::int64_t lanes, double sum_of_magnitudes) {
+// A product is added to a partial sum in one rounding. A block of 4096 elements goes to at least 32
+// partial sums (4 vectors of 8 lanes), each of which takes at most block / 32 + 4 terms (4: the
+// remainder of the unrolled loop). Two partial sums are added as floats, and the result is rounded
+// to float: every product passes through at most that many roundings. The scalar level rounds once.
+double dot_bound(std::int64_t n, double sum_of_magnitudes) {
   const std::int64_t block = std::min<std::int64_t>(n, 4096);
-  return static_cast<double>(block / lanes + 4 + 1 + 1 + 1) * kU * sum_of_magnitudes;
+  return static_cast<double>(block / 32 + 4 + 1 + 1 + 1) * kU * sum_of_magnitudes;
 }
 
 TEST_P(Kernels, DotProducts) {
@@ -269,12 +269,12 @@ TEST_P(Kernels, DotProducts) {
     expect_close(
         ops_.dot_f32(a.data(), b.data(), n),
         scalar_.dot_f32(a.data(), b.data(), n),
-        dot_bound(n, 32, ab),
+        dot_bound(n, ab),
         at(n, 0));
     expect_close(
         ops_.dot_bf16(a.data(), c.data(), n),
         scalar_.dot_bf16(a.data(), c.data(), n),
-        dot_bound(n, 32, ac),
+        dot_bound(n, ac),
         at(n, 0));
   }
 }
@@ -306,7 +306,7 @@ TEST_P(Kernels, MatrixVectorProduct) {
         for (std::int64_t i = 0; i < columns; ++i) {
           magnitudes += std::abs(static_cast<double>(x[i]) * bf16_to_float(W[row * columns + i]));
         }
-        expect_close(got[row], expected[row], dot_bound(columns, 16, magnitudes), at(columns, row));
+        expect_close(got[row], expected[row], dot_bound(columns, magnitudes), at(columns, row));
       }
       // Any split of the rows gives the same bytes.
       Floats split(rows);
