@@ -224,7 +224,7 @@ inline void unpack_32(const uint8_t* in, int bits, const CodeLayout& layout, uin
 
 void unpack_codes(const uint32_t* words, int bits, int64_t first, int64_t n, uint8_t* out) {
   const CodeLayout layout(bits);
-  const auto* in = reinterpret_cast<const uint8_t*>(words) + first / 8 * bits;
+  const auto* in = reinterpret_cast<const uint8_t*>(words + first / 32 * bits);
   int64_t bytes = (n * bits + 31) / 32 * 4;
   const int64_t step = 4 * bits;
   for (; n >= 32 && bytes >= 32; n -= 32, in += step, bytes -= step, out += 32) {
