@@ -165,7 +165,7 @@ double cpu_seconds() {
 // of one call. The rates of the framework would print a share of the peak as "0.9/s".
 double seconds_per_call(benchmark::State& state, const std::function<void()>& call) {
   const double begin = cpu_seconds();
-  for (auto _ : state) {
+  while (state.KeepRunning()) {
     call();
     benchmark::ClobberMemory();
   }

@@ -21,8 +21,8 @@ constexpr double kUnit32 = 0x1p-24;  // one rounding of a float, relative
 constexpr double kUnit64 = 0x1p-53;
 
 const Blas& blas() {
-  static const Blas instance(detect_cpu());
-  return instance;
+  static const Blas kInstance(detect_cpu());
+  return kInstance;
 }
 
 template <class T>
@@ -358,6 +358,7 @@ TEST(Blas, ConcurrentCallsGiveTheSameBytes) {
   ASSERT_FALSE(expected.inverse.empty());
   std::vector<int> differing(kThreads, 0);
   std::vector<std::thread> threads;
+  threads.reserve(kThreads);
   for (int t = 0; t < kThreads; ++t) {
     threads.emplace_back([&, t] {
       for (int round = 0; round < kRounds; ++round) {

@@ -88,7 +88,7 @@ Unaligned<std::uint16_t> random_bf16(std::int64_t n, std::uint32_t salt) {
 }
 
 const std::vector<float>& special_values() {
-  static const std::vector<float> values = {
+  static const std::vector<float> kValues = {
       0.0F,
       -0.0F,
       1.0F,
@@ -109,7 +109,7 @@ const std::vector<float>& special_values() {
       -103.9F,
       104.5F,
       1e-10F};
-  return values;
+  return kValues;
 }
 
 // The special values against each other: pair (i, j) for every i, j.
@@ -252,7 +252,8 @@ TEST_P(Kernels, SixteenBitFloatsConvertExactly) {
 // to float: every product passes through at most that many roundings. The scalar level rounds once.
 double dot_bound(std::int64_t n, double sum_of_magnitudes) {
   const std::int64_t block = std::min<std::int64_t>(n, 4096);
-  return static_cast<double>(block / 32 + 4 + 1 + 1 + 1) * kU * sum_of_magnitudes;
+  const std::int64_t roundings = block / 32 + 4 + 1 + 1 + 1;
+  return static_cast<double>(roundings) * kU * sum_of_magnitudes;
 }
 
 TEST_P(Kernels, DotProducts) {

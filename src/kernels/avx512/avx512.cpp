@@ -2,6 +2,12 @@
 // AVX-512 F, BW, VL and DQ. Loads and stores of a part are masked: no memory beyond it is touched.
 #include "kernels/kernel_ops.h"
 
+// g++ 12 takes the deliberately undefined registers of its own intrinsics for mistakes (GCC bug
+// 105593). Clang does not, nor does it know the second warning.
+#ifndef __clang__
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
 
 namespace quern {
@@ -193,7 +199,8 @@ void unpack_codes(const uint32_t* words, int bits, int64_t first, int64_t n, uin
   };
   const auto* in = reinterpret_cast<const uint8_t*>(words + first / 32 * bits);
   const auto all = static_cast<__mmask8>((1U << bits) - 1U);
-  for (; n >= 32; n -= 32, in += 4 * bits, out += 32) {
+  const int64_t step = 4 * static_cast<int64_t>(bits);
+  for (; n >= 32; n -= 32, in += step, out += 32) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), codes_at(in, all));
   }
   if (n > 0) {
