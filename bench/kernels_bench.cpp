@@ -16,7 +16,6 @@
 #include <immintrin.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -92,14 +91,20 @@ float multiply_add_scalar(std::int64_t rounds, float factor) {
   return _mm_cvtss_f32(all);
 }
 
+// The thread's own time, here and below: the machine may be shared.
+double cpu_seconds() {
+  timespec now{};
+  ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
 // Seconds of the fastest of several calls.
 double best_seconds(const std::function<void()>& work) {
   double best = 1e9;
   for (int i = 0; i < 12; ++i) {
-    const auto begin = std::chrono::steady_clock::now();
+    const double begin = cpu_seconds();
     work();
-    const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - begin;
-    best = std::min(best, passed.count());
+    best = std::min(best, cpu_seconds() - begin);
   }
   return best;
 }
@@ -155,14 +160,8 @@ struct Machine {
   }
 };
 
-double cpu_seconds() {
-  timespec now{};
-  ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-}
-
-// Times the call in the thread's own time, since the machine may be shared, and returns the seconds
-// of one call. The rates of the framework would print a share of the peak as "0.9/s".
+// Runs the call and returns the seconds of one. The rates of the framework would print a share of
+// the peak as "0.9/s".
 double seconds_per_call(benchmark::State& state, const std::function<void()>& call) {
   const double begin = cpu_seconds();
   while (state.KeepRunning()) {
