@@ -6,6 +6,7 @@
 #include <dlfcn.h>
 
 #include <array>
+#include <cmath>
 #include <cstdlib>
 
 namespace quern {
@@ -27,6 +28,19 @@ const char* best_core_type(const CpuFeatures& cpu) {
     return "SKYLAKEX";
   }
   return cpu.avx2 ? "HASWELL" : nullptr;
+}
+
+// OpenBLAS only stops at pivots that compare as not positive: NaN slips through to the factor's
+// diagonal, from wherever in the matrix it was.
+template <class T>
+bool has_positive_diagonal(std::int64_t n, const T* L, std::int64_t ldl) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    const T pivot = L[i * ldl + i];
+    if (!(pivot > 0) || std::isinf(pivot)) {
+      return false;
+    }
+  }
+  return true;
 }
 
 }  // namespace
@@ -224,7 +238,7 @@ bool Blas::cholesky_lower(std::int64_t n, double* A, std::int64_t lda) const {
   const int stride = static_cast<int>(lda);
   int info = 0;
   functions_->dpotrf("U", &size, A, &stride, &info);
-  return info == 0;
+  return info == 0 && has_positive_diagonal(n, A, lda);
 }
 
 bool Blas::cholesky_lower(std::int64_t n, float* A, std::int64_t lda) const {
@@ -232,7 +246,7 @@ bool Blas::cholesky_lower(std::int64_t n, float* A, std::int64_t lda) const {
   const int stride = static_cast<int>(lda);
   int info = 0;
   functions_->spotrf("U", &size, A, &stride, &info);
-  return info == 0;
+  return info == 0 && has_positive_diagonal(n, A, lda);
 }
 
 bool Blas::invert_lower(std::int64_t n, double* L, std::int64_t ldl) const {

@@ -63,7 +63,8 @@ class Blas {
       std::int64_t ldc) const;
 
   // In place: the lower triangle of a symmetric A[n,n] (row-major) becomes L with A = L L^T.
-  // Returns false when a pivot is not positive; A is then unspecified. The upper triangle is kept.
+  // Returns false when a pivot is not positive or not finite; A is then unspecified. The upper
+  // triangle is kept.
   [[nodiscard]] bool cholesky_lower(std::int64_t n, double* A, std::int64_t lda) const;
   [[nodiscard]] bool cholesky_lower(std::int64_t n, float* A, std::int64_t lda) const;
   // In place: the lower triangular L[n,n] becomes its inverse. False when a diagonal entry is 0.

@@ -10,10 +10,12 @@
 namespace quern {
 
 struct KernelOps {
+// NOLINTBEGIN(bugprone-macro-parentheses): the name is declared here.
 #define QUERN_OP(name, signature) \
   using name##_type = signature;  \
   name##_type* name = nullptr;
 #include "kernels/ops.def"
+// NOLINTEND(bugprone-macro-parentheses)
 #undef QUERN_OP
 };
 

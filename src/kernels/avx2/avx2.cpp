@@ -186,23 +186,24 @@ struct CodeLayout {
   __m256i bytes;
   __m256i factors;
   __m256i mask;
-
-  explicit CodeLayout(int bits) {
-    const __m256i indices = _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const __m256i bit = _mm256_mullo_epi16(indices, _mm256_set1_epi16(static_cast<int16_t>(bits)));
-    const __m256i byte = _mm256_srli_epi16(bit, 3);
-    const __m256i next = _mm256_add_epi16(byte, _mm256_set1_epi16(1));
-    // The pair of the last 8-bit code begins at byte 15: its second byte is any byte, and is cut
-    // off by the mask.
-    bytes = _mm256_or_si256(byte, _mm256_slli_epi16(next, 8));
-    const __m256i powers =
-        _mm256_broadcastsi128_si256(_mm_set_epi64x(0, 0x0102040810204080));  // byte s: 2^(7-s)
-    const __m256i shift = _mm256_and_si256(bit, _mm256_set1_epi16(7));
-    const __m256i zero_above = _mm256_set1_epi16(static_cast<int16_t>(-0x8000));
-    factors = _mm256_shuffle_epi8(powers, _mm256_or_si256(shift, zero_above));
-    mask = _mm256_set1_epi16(static_cast<int16_t>((1 << bits) - 1));
-  }
 };
+
+inline CodeLayout code_layout(int bits) {
+  const __m256i indices = _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m256i bit = _mm256_mullo_epi16(indices, _mm256_set1_epi16(static_cast<int16_t>(bits)));
+  // The pair of the last 8-bit code begins at byte 15: its second byte is any byte, and is cut off
+  // by the mask.
+  const __m256i byte = _mm256_srli_epi16(bit, 3);
+  const __m256i next = _mm256_add_epi16(byte, _mm256_set1_epi16(1));
+  const __m256i powers =
+      _mm256_broadcastsi128_si256(_mm_set_epi64x(0, 0x0102040810204080));  // byte s: 2^(7-s)
+  const __m256i shift = _mm256_and_si256(bit, _mm256_set1_epi16(7));
+  const __m256i zero_above = _mm256_set1_epi16(static_cast<int16_t>(-0x8000));
+  return {
+      _mm256_or_si256(byte, _mm256_slli_epi16(next, 8)),
+      _mm256_shuffle_epi8(powers, _mm256_or_si256(shift, zero_above)),
+      _mm256_set1_epi16(static_cast<int16_t>((1 << bits) - 1))};
+}
 
 // 16 codes in 16-bit lanes; reads 16 bytes.
 inline __m256i sixteen_codes(const uint8_t* in, const CodeLayout& layout) {
@@ -214,7 +215,7 @@ inline __m256i sixteen_codes(const uint8_t* in, const CodeLayout& layout) {
 }
 
 // 32 codes to 32 bytes; reads 16 + 2 * bits bytes, of which 4 * bits are its own.
-inline void unpack_32(const uint8_t* in, int bits, const CodeLayout& layout, uint8_t* out) {
+inline void unpack_32(const uint8_t* in, int64_t bits, const CodeLayout& layout, uint8_t* out) {
   const __m256i low = sixteen_codes(in, layout);
   const __m256i high = sixteen_codes(in + 2 * bits, layout);
   // The pack works within halves of the register; the permutation puts the quarters in order.
@@ -223,10 +224,10 @@ inline void unpack_32(const uint8_t* in, int bits, const CodeLayout& layout, uin
 }
 
 void unpack_codes(const uint32_t* words, int bits, int64_t first, int64_t n, uint8_t* out) {
-  const CodeLayout layout(bits);
-  const auto* in = reinterpret_cast<const uint8_t*>(words) + first / 8 * bits;
+  const CodeLayout layout = code_layout(bits);
+  const auto* in = reinterpret_cast<const uint8_t*>(words + first / 32 * bits);
   int64_t bytes = (n * bits + 31) / 32 * 4;
-  const int64_t step = 4 * bits;
+  const int64_t step = 4 * static_cast<int64_t>(bits);
   for (; n >= 32 && bytes >= 32; n -= 32, in += step, bytes -= step, out += 32) {
     unpack_32(in, bits, layout, out);
   }

@@ -2,6 +2,12 @@
 // AVX-512 F, BW, VL and DQ. Loads and stores of a part are masked: no memory beyond it is touched.
 #include "kernels/kernel_ops.h"
 
+// g++ 12 takes the deliberately undefined registers of its own intrinsics for mistakes (GCC bug
+// 105593). Clang does not, nor does it know the second warning.
+#ifndef __clang__
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
 
 namespace quern {
@@ -158,38 +164,48 @@ inline double wide_sum(Wide a) {
 namespace quern {
 namespace {
 
-// 32 codes of one width are `bits` words, so that every step of 32 reads the same layout: code c
-// lies in the 16-bit words c * bits / 16 and the next, at bit c * bits % 16 of the pair.
+// 32 codes of one width are `bits` words, so that every step of 32 reads the same layout. A quarter
+// of the register takes the 8 codes of `bits` bytes: first whole words that hold them, then for
+// every code the two bytes that it lies in, then the shift to its bit.
 void unpack_codes(const uint32_t* words, int bits, int64_t first, int64_t n, uint8_t* out) {
-  const __m512i indices = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  const __m512i bit = _mm512_mullo_epi32(indices, _mm512_set1_epi32(bits));
-  const __m512i word = _mm512_srli_epi32(bit, 4);
-  const __m512i next = _mm512_add_epi32(word, _mm512_set1_epi32(1));
-  const __m512i low_pairs = _mm512_or_si512(word, _mm512_slli_epi32(next, 16));
-  // Codes 16 ... 31 lie as the first sixteen do, 16 * bits further.
-  const __m512i high_pairs =
-      _mm512_add_epi16(low_pairs, _mm512_set1_epi16(static_cast<int16_t>(bits)));
-  const __m512i shift = _mm512_and_si512(bit, _mm512_set1_epi32(15));
-  const __m512i mask = _mm512_set1_epi32((1 << bits) - 1);
+  const auto width = static_cast<int16_t>(bits);
+  const __m512i words_of_quarter = _mm512_add_epi32(
+      _mm512_srli_epi32(
+          _mm512_mullo_epi32(
+              _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3),
+              _mm512_set1_epi32(bits)),
+          2),
+      _mm512_setr_epi32(0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3));
+  // In 16-bit lanes: the quarter's first byte within those words, and the code's number in it.
+  const __m512i quarter_byte = _mm512_and_si512(
+      _mm512_mullo_epi16(
+          _mm512_cvtepu8_epi16(
+              _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303)),
+          _mm512_set1_epi16(width)),
+      _mm512_set1_epi16(3));
+  const __m512i bit = _mm512_mullo_epi16(
+      _mm512_broadcast_i32x4(_mm_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7)), _mm512_set1_epi16(width));
+  const __m512i byte = _mm512_add_epi16(quarter_byte, _mm512_srli_epi16(bit, 3));
+  const __m512i next = _mm512_add_epi16(byte, _mm512_set1_epi16(1));
+  const __m512i bytes = _mm512_or_si512(byte, _mm512_slli_epi16(next, 8));
+  const __m512i shift = _mm512_and_si512(bit, _mm512_set1_epi16(7));
+  const __m512i mask = _mm512_set1_epi16(static_cast<int16_t>((1 << bits) - 1));
 
-  const auto* in = reinterpret_cast<const uint8_t*>(words) + first / 8 * bits;
-  for (int64_t done = 0; done < n; done += 32, in += 4 * bits, out += 32) {
-    const int64_t count = n - done < 32 ? n - done : 32;
-    const int64_t needed = (count * bits + 31) / 32 * 2;  // 16-bit words of whole 32-bit ones
-    const auto present = static_cast<__mmask16>((1U << needed) - 1U);
-    const __m512i block = _mm512_zextsi256_si512(_mm256_maskz_loadu_epi16(present, in));
-    const __m512i low = _mm512_permutexvar_epi16(low_pairs, block);
-    const __m512i high = _mm512_permutexvar_epi16(high_pairs, block);
-    const __m128i low_codes =
-        _mm512_cvtepi32_epi8(_mm512_and_si512(_mm512_srlv_epi32(low, shift), mask));
-    const __m128i high_codes =
-        _mm512_cvtepi32_epi8(_mm512_and_si512(_mm512_srlv_epi32(high, shift), mask));
-    const __m256i codes = _mm256_set_m128i(high_codes, low_codes);
-    if (count == 32) {
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), codes);
-    } else {
-      _mm256_mask_storeu_epi8(out, (1U << count) - 1U, codes);
-    }
+  const auto codes_at = [=](const uint8_t* in, __mmask8 present) {
+    const __m512i block = _mm512_zextsi256_si512(_mm256_maskz_loadu_epi32(present, in));
+    const __m512i quarters = _mm512_permutexvar_epi32(words_of_quarter, block);
+    const __m512i pairs = _mm512_shuffle_epi8(quarters, bytes);
+    return _mm512_cvtepi16_epi8(_mm512_and_si512(_mm512_srlv_epi16(pairs, shift), mask));
+  };
+  const auto* in = reinterpret_cast<const uint8_t*>(words + first / 32 * bits);
+  const auto all = static_cast<__mmask8>((1U << bits) - 1U);
+  const int64_t step = 4 * static_cast<int64_t>(bits);
+  for (; n >= 32; n -= 32, in += step, out += 32) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), codes_at(in, all));
+  }
+  if (n > 0) {
+    const auto present = static_cast<__mmask8>((1U << ((n * bits + 31) / 32)) - 1U);
+    _mm256_mask_storeu_epi8(out, (1U << n) - 1U, codes_at(in, present));
   }
 }
 
