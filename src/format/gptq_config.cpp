@@ -405,12 +405,6 @@ Json dynamic_rules(const QuantScheme& common, std::span<const GptqModule> module
     rules["-:" + pattern_of(rule)] = Json::object();
   }
   for (const std::vector<Rule>* list : {&draft, &changed}) {
-    if (list == &draft && changed.empty() && excluded.empty() &&
-        std::all_of(draft.begin(), draft.end(), [&](const Rule& rule) {
-          return rule.key.scheme == common;
-        })) {
-      continue;  // nothing could match a draft layer by mistake
-    }
     for (const Rule& rule : *list) {
       rules["+:" + pattern_of(rule)] = overrides_of(rule.key.scheme, common);
     }
