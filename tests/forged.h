@@ -311,7 +311,13 @@ class Forge {
     const std::size_t header_end = 8 + gptq_weights().header().size();
     const std::size_t end = header_end + gptq_weights().data.size();
     for (const std::size_t size :
-         {header_end / 2, header_end - 1, header_end, header_end + 1, end / 2, end - 100, end - 1}) {
+         {header_end / 2,
+          header_end - 1,
+          header_end,
+          header_end + 1,
+          end / 2,
+          end - 100,
+          end - 1}) {
       bytes("truncated_to_" + std::to_string(size), [=](std::string& b) { b.resize(size); });
     }
     const auto length = [this](const std::string& name, std::uint64_t value) {
@@ -424,9 +430,7 @@ class Forge {
     offsets("beyond_the_file", "[99999872,100000000]");
     offsets("huge", "[9223372036854775679,9223372036854775807]");
     offsets("wrapping", "[18446744073709551488,18446744073709551616]");
-    weights("entry_not_an_object", [=](ForgedFile& f) {
-      f.metadata += R"(,"x":[])";
-    });
+    weights("entry_not_an_object", [=](ForgedFile& f) { f.metadata += R"(,"x":[])"; });
     weights("entry_null", [=](ForgedFile& f) { f.metadata += R"(,"x":null)"; });
     weights("entry_empty", [=](ForgedFile& f) { f.metadata += R"(,"x":{})"; });
     weights("entry_without_shape", [=](ForgedFile& f) {
@@ -443,12 +447,8 @@ class Forge {
       f.tensors.push_back(f.tensor(norm));
       f.tensors.back().name = "model.other.weight";
     });
-    weights("hole_in_front", [=](ForgedFile& f) {
-      f.tensors.erase(f.tensors.begin());
-    });
-    weights("hole_inside", [=](ForgedFile& f) {
-      f.tensors.erase(f.tensors.begin() + 4);
-    });
+    weights("hole_in_front", [=](ForgedFile& f) { f.tensors.erase(f.tensors.begin()); });
+    weights("hole_inside", [=](ForgedFile& f) { f.tensors.erase(f.tensors.begin() + 4); });
     weights("hole_at_the_end", [=](ForgedFile& f) { f.tensors.pop_back(); });
   }
 
@@ -523,12 +523,37 @@ class Forge {
     setting("method_number", "quant_method", "4");
     without("bits");
     without("group_size");
-    for (const char* bits : {"0", "1", "3", "5", "8", "9", "16", "-4", "4.0", "\"4\"", "[4]", "true",
-                             "4294967300", "18446744073709551612"}) {
+    for (const char* bits :
+         {"0",
+          "1",
+          "3",
+          "5",
+          "8",
+          "9",
+          "16",
+          "-4",
+          "4.0",
+          "\"4\"",
+          "[4]",
+          "true",
+          "4294967300",
+          "18446744073709551612"}) {
       setting("bits_" + std::string(bits), "bits", bits);
     }
-    for (const char* size : {"0", "-2", "16", "64", "128", "-1", "32.0", "\"32\"", "[]", "false",
-                             "4294967328", "9223372036854775807", "18446744073709551615"}) {
+    for (const char* size :
+         {"0",
+          "-2",
+          "16",
+          "64",
+          "128",
+          "-1",
+          "32.0",
+          "\"32\"",
+          "[]",
+          "false",
+          "4294967328",
+          "9223372036854775807",
+          "18446744073709551615"}) {
       setting("group_size_" + std::string(size), "group_size", size);
     }
     setting("sym_text", "sym", "\"true\"");
@@ -658,8 +683,7 @@ class Forge {
     });
     shards("dense_weight_fp8_right_shape", [=](ForgedShards& s) {
       s.second.add("model.layers.0.self_attn.q_proj.old", "F8_E4M3", {64, 64}, filler(4096));
-      std::swap(
-          s.second.tensor(q + ".old").name, s.second.tensor(q + ".weight").name);
+      std::swap(s.second.tensor(q + ".old").name, s.second.tensor(q + ".weight").name);
       s.index["weight_map"].erase(q + ".weight");
     });
     dense("norm_too_short", "model.norm.weight", [](ForgedTensor& t) { t.shape = "[32,2]"; });

@@ -168,8 +168,7 @@ PackedLinear through_file(const PackedLinear& packed, GptqVersion version) {
       {DType::kI32, declared[1].shape, bytes.qzeros},
       {DType::kF16, declared[2].shape, bytes.scales},
       TensorView{DType::kI32, declared[3].shape, bytes.g_idx}};
-  return unpack_gptq(
-      tensors, packed.scheme, version, packed.out_features, packed.in_features, "m");
+  return unpack_gptq(tensors, packed.scheme, version, packed.out_features, packed.in_features, "m");
 }
 
 TEST(Gptq, EveryWidthGroupSizeAndVersionSurvivesTheRoundTrip) {

@@ -415,14 +415,12 @@ Json dynamic_rules(const QuantScheme& common, std::span<const GptqModule> module
 }  // namespace
 
 std::optional<QuantScheme> GptqConfig::scheme_for(const std::string& module) const {
-  bool excluded = false;
   for (const GptqRule& rule : rules) {
     if (!rule.pattern.matches(module)) {
       continue;
     }
     if (!rule.quantize) {
-      excluded = true;
-      continue;
+      return std::nullopt;
     }
     QuantScheme found = scheme;
     found.bits = rule.bits.value_or(found.bits);
@@ -430,7 +428,7 @@ std::optional<QuantScheme> GptqConfig::scheme_for(const std::string& module) con
     found.symmetric = rule.symmetric.value_or(found.symmetric);
     return found;
   }
-  return excluded ? std::nullopt : std::optional(scheme);
+  return scheme;
 }
 
 GptqConfig read_gptq_config(
