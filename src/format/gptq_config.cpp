@@ -10,8 +10,8 @@
 #include <array>
 #include <initializer_list>
 #include <map>
-#include <set>
 #include <string_view>
+#include <tuple>
 #include <utility>
 
 namespace quern {
@@ -104,7 +104,8 @@ void refuse_unknown_computation(const JsonReader& reader) {
       continue;
     }
     const Json& value = reader.json().at(key);
-    const bool off = value.is_boolean() ? !value.get<bool>() : value.empty() || value == "";
+    const bool off =
+        value.is_boolean() ? !value.get<bool>() : value.empty() || value == Json(std::string());
     if (!off) {
       throw UnsupportedError(
           "a GPTQ setting that quern does not handle",
@@ -226,7 +227,9 @@ struct Unit {
   std::int64_t layer = -1;
   std::string tail;
 
-  friend auto operator<=>(const Unit&, const Unit&) = default;
+  friend bool operator<(const Unit& a, const Unit& b) {
+    return std::tie(a.head, a.layer, a.tail) < std::tie(b.head, b.layer, b.tail);
+  }
 };
 
 // "self_attn.q_proj" to "self_attn\.(q_proj|k_proj|v_proj|qkv_proj)", and any expert of a layer to
