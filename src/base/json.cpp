@@ -6,6 +6,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <unordered_set>
 #include <utility>
@@ -68,7 +69,10 @@ class StrictReader : public nlohmann::json_sax<Json> {
       const std::string& token,
       const nlohmann::detail::exception& error) override {
     (void)token;
-    problem_ = fmt::format("byte {}: {}", position, error.what());
+    // Without the library's own label: "[json.exception.parse_error.101] ".
+    std::string_view text = error.what();
+    text.remove_prefix(std::min(text.size(), text.find("] ") + 2));
+    problem_ = fmt::format("byte {}: {}", position, text);
     return false;
   }
 

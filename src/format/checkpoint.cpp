@@ -23,11 +23,9 @@ bool is_there(const std::filesystem::path& path) {
 
 // GPTQ files of old tools name no method; their keys are plain enough.
 std::string method_of(const JsonReader& quantization) {
-  if (!quantization.has("quant_method") && quantization.has("method")) {
-    return quantization.get_string("method");
-  }
-  std::string method =
-      quantization.get_string_or("quant_method", quantization.has("bits") ? "gptq" : "unnamed");
+  const std::string fallback =
+      quantization.get_string_or("method", quantization.has("bits") ? "gptq" : "unnamed");
+  std::string method = quantization.get_string_or("quant_method", fallback);
   std::transform(method.begin(), method.end(), method.begin(), [](unsigned char c) {
     return static_cast<char>(c >= 'A' && c <= 'Z' ? c + 'a' - 'A' : c);
   });

@@ -60,8 +60,8 @@ class GptqCheckpoint : public Checkpoint {
       stored.g_idx = *g_idx;
     }
     StoredLinear linear;
-    linear.packed = std::make_shared<const PackedLinear>(
-        unpack_gptq(stored, scheme_of(module), gptq_.version, out_features, in_features, module));
+    linear.packed = std::make_shared<const PackedLinear>(unpack_gptq(
+        stored, scheme_of(module), gptq_.version, out_features, in_features, place(module)));
     return linear;
   }
 
@@ -71,7 +71,7 @@ class GptqCheckpoint : public Checkpoint {
     if (qweight.shape.size() != 2) {
       throw ParseError(
           "a GPTQ tensor has the wrong shape",
-          module + ".qweight",
+          place(module + ".qweight"),
           fmt::format("expected two extents, found {}", shape_text(qweight.shape)),
           kDownloadAgain);
     }
@@ -81,17 +81,22 @@ class GptqCheckpoint : public Checkpoint {
     if (gptq_.desc_act && tensors_->find(module + ".g_idx") == nullptr) {
       throw ParseError(
           "a tensor of a quantized module is missing",
-          module + ".g_idx",
+          place(module + ".g_idx"),
           "expected it because desc_act is true, found nothing",
           kDownloadAgain);
     }
     if (tensors_->find(module + ".weight") != nullptr) {
       throw ParseError(
           "a module is stored twice",
-          module,
+          place(module),
           "expected qweight or weight, found both",
           "remove the one that does not belong to the model");
     }
+  }
+
+  // For messages: where a tensor or module was looked for.
+  [[nodiscard]] std::string place(const std::string& name) const {
+    return source_.weights.string() + ": " + printable(name);
   }
 
   [[nodiscard]] const TensorView& part(const std::string& module, const char* tensor) const {
@@ -99,7 +104,7 @@ class GptqCheckpoint : public Checkpoint {
     if (view == nullptr) {
       throw ParseError(
           "a tensor of a quantized module is missing",
-          module + tensor,
+          place(module + tensor),
           "expected it beside qweight, found nothing",
           kDownloadAgain);
     }
@@ -111,7 +116,7 @@ class GptqCheckpoint : public Checkpoint {
     if (!scheme) {
       throw ParseError(
           "a rule excludes a module that is quantized",
-          module,
+          place(module),
           fmt::format("expected a plain weight by {}, found qweight", source_.quantization_where),
           "correct `dynamic` in the configuration");
     }

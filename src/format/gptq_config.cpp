@@ -10,8 +10,8 @@
 #include <array>
 #include <initializer_list>
 #include <map>
-#include <set>
 #include <string_view>
+#include <tuple>
 #include <utility>
 
 namespace quern {
@@ -104,7 +104,8 @@ void refuse_unknown_computation(const JsonReader& reader) {
       continue;
     }
     const Json& value = reader.json().at(key);
-    const bool off = value.is_boolean() ? !value.get<bool>() : value.empty() || value == "";
+    const bool off =
+        value.is_boolean() ? !value.get<bool>() : value.empty() || value == Json(std::string());
     if (!off) {
       throw UnsupportedError(
           "a GPTQ setting that quern does not handle",
@@ -226,7 +227,9 @@ struct Unit {
   std::int64_t layer = -1;
   std::string tail;
 
-  friend auto operator<=>(const Unit&, const Unit&) = default;
+  friend bool operator<(const Unit& a, const Unit& b) {
+    return std::tie(a.head, a.layer, a.tail) < std::tie(b.head, b.layer, b.tail);
+  }
 };
 
 // "self_attn.q_proj" to "self_attn\.(q_proj|k_proj|v_proj|qkv_proj)", and any expert of a layer to
@@ -405,12 +408,6 @@ Json dynamic_rules(const QuantScheme& common, std::span<const GptqModule> module
     rules["-:" + pattern_of(rule)] = Json::object();
   }
   for (const std::vector<Rule>* list : {&draft, &changed}) {
-    if (list == &draft && changed.empty() && excluded.empty() &&
-        std::all_of(draft.begin(), draft.end(), [&](const Rule& rule) {
-          return rule.key.scheme == common;
-        })) {
-      continue;  // nothing could match a draft layer by mistake
-    }
     for (const Rule& rule : *list) {
       rules["+:" + pattern_of(rule)] = overrides_of(rule.key.scheme, common);
     }
@@ -421,14 +418,12 @@ Json dynamic_rules(const QuantScheme& common, std::span<const GptqModule> module
 }  // namespace
 
 std::optional<QuantScheme> GptqConfig::scheme_for(const std::string& module) const {
-  bool excluded = false;
   for (const GptqRule& rule : rules) {
     if (!rule.pattern.matches(module)) {
       continue;
     }
     if (!rule.quantize) {
-      excluded = true;
-      continue;
+      return std::nullopt;
     }
     QuantScheme found = scheme;
     found.bits = rule.bits.value_or(found.bits);
@@ -436,7 +431,7 @@ std::optional<QuantScheme> GptqConfig::scheme_for(const std::string& module) con
     found.symmetric = rule.symmetric.value_or(found.symmetric);
     return found;
   }
-  return excluded ? std::nullopt : std::optional(scheme);
+  return scheme;
 }
 
 GptqConfig read_gptq_config(

@@ -31,9 +31,9 @@ struct GptqConfig {
   bool lm_head = false;
   std::vector<GptqRule> rules;
 
-  // The scheme of a module that the files hold in quantized form: the first rule that quantizes and
-  // matches, else the common one. Readers differ on the order of "-:" rules, so they only count
-  // when no other rule matches; then there is no scheme.
+  // The scheme of a module by the first rule that matches, in the order of the file; none when that
+  // rule excludes it. Readers that ask "-:" rules first come to the same for every module that is
+  // stored in quantized form.
   [[nodiscard]] std::optional<QuantScheme> scheme_for(const std::string& module) const;
 };
 
