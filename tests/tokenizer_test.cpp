@@ -332,6 +332,7 @@ TEST(Tokenizer, StreamsWhatDecodeGives) {
 
 TEST(Tokenizer, NfcOrdersLongRunsOfMarksQuickly) {
   EXPECT_EQ(to_nfc("e\u0301 \u1100\u1161\u11a8 \u212b"), "\u00e9 \uac01 \u00c5");
+  EXPECT_EQ(to_nfc("\uac00\u11a7\u0301"), "\uac00\u11a7\u0301");
   EXPECT_EQ(to_nfc("a\u0315\u0300"), "\u00e0\u0315");
   std::string marks = "a";
   for (int i = 0; i < 200000; ++i) {
