@@ -4,6 +4,8 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "forged_tokenizers.h"
+#include "tokenizer/jsonl.h"
 #include "tokenizer/normalizer.h"
 #include "tokenizer/unicode.h"
 #include "tokenizer/utf8.h"
@@ -11,6 +13,8 @@
 
 #include <gtest/gtest.h>
 #include <zlib.h>
+
+#include <unistd.h>
 
 #include <bit>
 #include <chrono>
@@ -332,6 +336,7 @@ TEST(Tokenizer, StreamsWhatDecodeGives) {
 
 TEST(Tokenizer, NfcOrdersLongRunsOfMarksQuickly) {
   EXPECT_EQ(to_nfc("e\u0301 \u1100\u1161\u11a8 \u212b"), "\u00e9 \uac01 \u00c5");
+  EXPECT_EQ(to_nfc("\uac00\u11a7\u0301"), "\uac00\u11a7\u0301");
   EXPECT_EQ(to_nfc("a\u0315\u0300"), "\u00e0\u0315");
   std::string marks = "a";
   for (int i = 0; i < 200000; ++i) {
@@ -373,6 +378,129 @@ TEST(Tokenizer, IsTheSameFromEveryThread) {
     thread.join();
   }
   EXPECT_EQ(wrong, (std::array<int, 4>{}));
+}
+
+class Forged : public ::testing::TestWithParam<ForgedTokenizer> {};
+
+TEST_P(Forged, IsRefusedInThreeLines) {
+  const ForgedTokenizer& forged = GetParam();
+  try {
+    const Tokenizer tokenizer = make_tokenizer(forged.files, "forged");
+    EXPECT_FALSE(forged.text.empty()) << "was loaded";
+    (void)tokenizer.encode(forged.text);
+    FAIL() << "was encoded";
+  } catch (const Error& error) {
+    const std::string text = error.three_lines();
+    EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 3) << text;
+    EXPECT_EQ(exit_code(error.kind()), 3) << text;
+    EXPECT_FALSE(error.hint().empty());
+    EXPECT_FALSE(error.reason().empty()) << text;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Tokenizer, Forged, ::testing::ValuesIn(forged_tokenizers()), [](const auto& forged) {
+      return forged.param.name;
+    });
+
+TEST(Tokenizer, TheUnforgedSmallOneLoads) {
+  const Tokenizer tokenizer =
+      make_tokenizer({{"tokenizer.json", SmallTokenizer().json()}}, "small");
+  EXPECT_EQ(tokenizer.encode("abba"), (Ids{2, 1, 0}));
+}
+
+// Expected ids are those of `tokenizers` 0.23.3 on the same file.
+TEST(Tokenizer, AddedTokensHonourTheirFlags) {
+  SmallTokenizer small;
+  small.vocab = R"({"a": 0, "b": 1, "ab": 2, " ": 3})";
+  small.added = R"([
+    {"id": 4, "content": "<l>", "lstrip": true, "normalized": false},
+    {"id": 5, "content": "<r>", "rstrip": true, "normalized": false},
+    {"id": 6, "content": "ba", "single_word": true, "normalized": false},
+    {"id": 7, "content": "<x", "normalized": false},
+    {"id": 8, "content": "<xx>", "normalized": false},
+    {"id": 9, "content": "aa", "normalized": true}])";
+  small.normalizer = R"({"type": "Replace", "pattern": {"String": "c"}, "content": "a"})";
+  const Tokenizer tokenizer = make_tokenizer({{"tokenizer.json", small.json()}}, "small");
+  EXPECT_EQ(tokenizer.encode("a  <l> b <r>  a"), (Ids{0, 4, 3, 1, 3, 5, 0}));
+  EXPECT_EQ(tokenizer.encode("ba aba ba"), (Ids{6, 3, 2, 0, 3, 6}));
+  EXPECT_EQ(tokenizer.encode("<xx><xa"), (Ids{8, 7, 0}));
+  EXPECT_EQ(tokenizer.encode("acb"), (Ids{9, 1}));
+}
+
+TEST(Tokenizer, SplitsByTheGpt2PatternAndDigits) {
+  SmallTokenizer small;
+  small.pre_tokenizer = R"({"type": "Sequence", "pretokenizers": [
+      {"type": "Digits", "individual_digits": true},
+      {"type": "ByteLevel", "add_prefix_space": true, "use_regex": true}]})";
+  small.decoder = R"({"type": "ByteLevel"})";
+  small.vocab = R"({"a": 0, "b": 1, "ab": 2, "Ġ": 3, "1": 4, "Ġa": 5, "11": 6})";
+  small.merges = R"(["a b", "Ġ a", "1 1"])";
+  const Tokenizer tokenizer = make_tokenizer({{"tokenizer.json", small.json()}}, "small");
+  EXPECT_EQ(tokenizer.encode("ab11a"), (Ids{3, 2, 3, 4, 3, 4, 5}));
+  EXPECT_EQ(tokenizer.decode(tokenizer.encode("ab a")), " ab a");
+}
+
+TEST(Tokenizer, MarksBelongToWordsInQwen35) {
+  TokenizerFiles files = {
+      {"vocab.json", qwen_vocab_json()},
+      {"merges.txt", qwen_base().merges_txt},
+      {"tokenizer_config.json", R"({"tokenizer_class": "TokenizersBackend"})"},
+      {"config.json", R"({"model_type": "qwen3_5"})"}};
+  const Tokenizer newer = make_tokenizer(files, "qwen3.5");
+  files["config.json"] = R"({"model_type": "qwen3"})";
+  const Tokenizer older = make_tokenizer(files, "qwen3");
+  for (const Golden& line : read_golden("qwen3")) {
+    EXPECT_EQ(newer.decode(newer.encode(line.text)), to_nfc(line.text));
+  }
+  EXPECT_EQ(newer.encode("Don't 12\n x"), older.encode("Don't 12\n x"));
+
+  const std::string word = "\u0939\u093f\u0928\u094d\u0926\u0940";
+  const auto pieces = [&word](const char* pattern) {
+    PreTokenizer pre_tokenizer;
+    pre_tokenizer.add_split(Regex(pattern, "test"));
+    PreTokenizer::Run run(pre_tokenizer);
+    int count = 0;
+    run.split(word, [&count](std::string_view) { ++count; });
+    return count;
+  };
+  EXPECT_EQ(pieces(kQwen35Split), 1);
+  EXPECT_EQ(pieces(kQwen2Split), 4);
+}
+
+// U+13460 became a letter with Unicode 16: `<s` after it is a piece of its own.
+TEST(Tokenizer, KnowsLettersThatThePcreOfTheMachineMayNot) {
+  const Ids ids = qwen3().encode("\U00013460<s>");
+  ASSERT_GE(ids.size(), 2U);
+  EXPECT_EQ(ids[ids.size() - 2], 44047);
+}
+
+TEST(Tokenizer, EncodesJsonLines) {
+  std::string out;
+  const auto write = [&](std::string_view line) { out += line; };
+  encode_jsonl(qwen3(), "{\"text\": \"a b\"}\n\n{\"text\": \"\", \"x\": 1}", "t", {}, write);
+  EXPECT_EQ(out, "{\"ids\": [64, 293]}\n{\"ids\": []}\n");
+  EXPECT_THROW(encode_jsonl(qwen3(), "{\"tex\": \"a\"}", "t", {}, write), ParseError);
+  EXPECT_THROW(encode_jsonl(qwen3(), "nonsense", "t", {}, write), ParseError);
+}
+
+TEST(Tokenizer, LoadsFromDirectoriesAndFiles) {
+  const std::filesystem::path tiny = testdata() / "models/tiny-qwen3";
+  EXPECT_EQ(load_tokenizer(tiny / "tokenizer.json").eos_id(), 4084);
+  const std::filesystem::path directory = std::filesystem::path(::testing::TempDir()) /
+                                          ("quern_tokenizer_" + std::to_string(::getpid()));
+  std::filesystem::create_directories(directory);
+  EXPECT_THROW((void)load_tokenizer(directory), IoError);
+  EXPECT_THROW((void)load_tokenizer(directory / "tokenizer.json"), IoError);
+  EXPECT_THROW((void)load_tokenizer(directory / "model.gguf"), IoError);
+  write_file(directory / "tokenizer.model", llama3_model());
+  EXPECT_EQ(load_tokenizer(directory).bos_id(), 128000);
+  write_file(directory / "vocab.json", qwen_vocab_json());
+  write_file(directory / "merges.txt", qwen_base().merges_txt);
+  EXPECT_EQ(load_tokenizer(directory).eos_id(), 151643);
+  EXPECT_EQ(load_tokenizer(directory / "merges.txt").eos_id(), 151643);
+  EXPECT_EQ(load_tokenizer(directory / "tokenizer.model").bos_id(), 128000);
+  std::filesystem::remove_all(directory);
 }
 
 }  // namespace

@@ -43,7 +43,7 @@ std::string_view Normalizer::apply(std::string_view text, std::string& storage) 
   for (const Step& step : steps_) {
     std::string next = apply_step(step, current);
     if (next.size() > kFreeBytes && next.size() / kMaxGrowth > text.size()) {
-      throw ResourceError(
+      throw ParseError(
           "the tokenizer's normalizer makes text too long",
           "normalizer",
           fmt::format("{} bytes became more than {}", text.size(), next.size()),

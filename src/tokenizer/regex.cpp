@@ -24,6 +24,36 @@ constexpr std::uint32_t kParenthesesDepth = 64;
 constexpr std::string_view kWhiteSpace =
     R"(\x09-\x0d\x20\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000})";
 
+// What Unicode 15 to 16 added to these categories. Debian's PCRE2 10.42 knows Unicode 14, the
+// Oniguruma of today's `tokenizers` library 16; to a newer PCRE2 the ranges say nothing new.
+constexpr std::string_view kNewLetters =
+    R"(\x{1c89}-\x{1c8a}\x{a7cb}-\x{a7cd}\x{a7da}-\x{a7dc}\x{105c0}-\x{105f3})"
+    R"(\x{10d4a}-\x{10d65}\x{10d6f}-\x{10d85}\x{10ec2}-\x{10ec4}\x{1123f}-\x{11240})"
+    R"(\x{11380}-\x{11389}\x{1138b}\x{1138e}\x{11390}-\x{113b5}\x{113b7}\x{113d1}\x{113d3})"
+    R"(\x{11bc0}-\x{11be0}\x{11f02}\x{11f04}-\x{11f10}\x{11f12}-\x{11f33}\x{1342f})"
+    R"(\x{13441}-\x{13446}\x{13460}-\x{143fa}\x{16100}-\x{1611d}\x{16d40}-\x{16d6c})"
+    R"(\x{18cff}\x{1b132}\x{1b155}\x{1df25}-\x{1df2a}\x{1e030}-\x{1e06d}\x{1e4d0}-\x{1e4eb})"
+    R"(\x{1e5d0}-\x{1e5ed}\x{1e5f0}\x{2b739}\x{2ebf0}-\x{2ee5d}\x{31350}-\x{323af})";
+constexpr std::string_view kNewMarks =
+    R"(\x{897}\x{cf3}\x{ece}\x{10d69}-\x{10d6d}\x{10efc}-\x{10eff}\x{11241})"
+    R"(\x{113b8}-\x{113c0}\x{113c2}\x{113c5}\x{113c7}-\x{113ca}\x{113cc}-\x{113d0}\x{113d2})"
+    R"(\x{113e1}-\x{113e2}\x{11f00}-\x{11f01}\x{11f03}\x{11f34}-\x{11f3a})"
+    R"(\x{11f3e}-\x{11f42}\x{11f5a}\x{13440}\x{13447}-\x{13455}\x{1611e}-\x{1612f}\x{1e08f})"
+    R"(\x{1e4ec}-\x{1e4ef}\x{1e5ee}-\x{1e5ef})";
+constexpr std::string_view kNewNumbers =
+    R"(\x{10d40}-\x{10d49}\x{116d0}-\x{116e3}\x{11bf0}-\x{11bf9}\x{11f50}-\x{11f59})"
+    R"(\x{16130}-\x{16139}\x{16d70}-\x{16d79}\x{1ccf0}-\x{1ccf9}\x{1d2c0}-\x{1d2d3})"
+    R"(\x{1e4f0}-\x{1e4f9}\x{1e5f1}-\x{1e5fa})";
+
+// The category that `text` begins with, \p{X} in either case, and what it grew by.
+std::string_view new_members(std::string_view text) noexcept {
+  const std::string_view name = text.substr(1, 4);
+  return name == "p{L}" || name == "P{L}"   ? kNewLetters
+         : name == "p{M}" || name == "P{M}" ? kNewMarks
+         : name == "p{N}" || name == "P{N}" ? kNewNumbers
+                                            : std::string_view();
+}
+
 std::string error_text(int code) {
   std::array<PCRE2_UCHAR8, 256> buffer{};
   pcre2_get_error_message_8(code, buffer.data(), buffer.size());
@@ -79,6 +109,10 @@ class Translator {
       return;
     }
     const char name = pattern_[at_ + 1];
+    if (const std::string_view added = new_members(pattern_.substr(at_)); !added.empty()) {
+      category(name == 'P', added);
+      return;
+    }
     constexpr std::string_view kRefused = "wWbBhHRXCKQEgGkNvV";
     if (name == 's') {
       out_ += in_class_ ? std::string(kWhiteSpace) : fmt::format("[{}]", kWhiteSpace);
@@ -91,6 +125,16 @@ class Translator {
       return;
     }
     at_ += 2;
+  }
+
+  void category(bool negated, std::string_view added) {
+    const std::string_view text = pattern_.substr(at_, 5);
+    if (in_class_ && negated) {
+      refuse(fmt::format("{} in a class", text), where_);
+    }
+    const std::string positive = fmt::format("\\p{}{}", text.substr(2), added);
+    out_ += in_class_ ? positive : fmt::format("[{}{}]", negated ? "^" : "", positive);
+    at_ += text.size();
   }
 
   void class_character(char c) {

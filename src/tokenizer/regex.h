@@ -12,6 +12,7 @@ namespace quern {
 // fancy-regex); PCRE2 matches them here, in UTF and Unicode-property mode, after a translation of
 // what the two engines read differently:
 //   \s \S   are the White_Space property (PCRE2 counts U+180E to it);
+//   \p{L} \p{M} \p{N} are those of Unicode 16, whatever PCRE2 was built with;
 // and a refusal (UnsupportedError) of what cannot be translated safely: \w \W \b \B \h \H \R \X \C
 // \K, nested or intersected classes, verbs and callouts.
 // Immutable, so one Regex serves many threads, each with matchers of its own.
