@@ -32,8 +32,9 @@ struct SyntheticOptions {
   std::int64_t rows = 2048;
   std::int64_t holdout_rows = 0;
   std::int64_t test_rows = 2048;
-  double channel_sigma = 1.0;  // of the logarithm of the channel scales
-  double noise = 0.3;  // independent part of each input, against a shared part of 1
+  double channel_sigma = 0.6;  // of the logarithm of the channel scales
+  float tail_freedom = 12.0F;  // Student's t of the weights: somewhat heavier than normal
+  double noise = 0.4;  // independent part of each input, against a shared part of 1
 };
 
 class SyntheticInputs {
@@ -97,10 +98,10 @@ inline SyntheticLayer make_layer(const SyntheticOptions& options, std::uint64_t 
   layer.out_features = options.out_features;
   layer.in_features = options.in_features;
   const SyntheticInputs inputs(options, generator);
-  std::normal_distribution<float> normal(0.0F, 0.02F);
+  std::student_t_distribution<float> heavy_tailed(options.tail_freedom);
   layer.W.resize(static_cast<std::size_t>(options.out_features * options.in_features));
   for (float& w : layer.W) {
-    w = normal(generator);
+    w = 0.02F * heavy_tailed(generator);
   }
   layer.stats.width = options.in_features;
   layer.stats.rows = options.rows;

@@ -43,6 +43,15 @@ bool has_positive_diagonal(std::int64_t n, const T* L, std::int64_t ldl) {
   return true;
 }
 
+// OpenBLAS built without threads hands one scratch buffer to two callers at once: its memory pool
+// has no lock, and one product in a hundred came out wrong when two workers called it. The build
+// with threads has the lock, and runs in the calling thread when OPENBLAS_NUM_THREADS is 1.
+bool is_thread_safe(void* library) {
+  using Parallel = int (*)();
+  const auto parallel = reinterpret_cast<Parallel>(::dlsym(library, "openblas_get_parallel"));
+  return parallel != nullptr && parallel() != 0;
+}
+
 }  // namespace
 
 struct Blas::Functions {
@@ -103,7 +112,7 @@ struct Blas::Functions {
           "the BLAS library lacks a function",
           name,
           "an OpenBLAS with LAPACK is expected",
-          "apt-get install libopenblas0-serial");
+          "apt-get install libopenblas0-pthread");
     }
   }
 };
@@ -116,23 +125,27 @@ Blas::Blas(const CpuFeatures& cpu) : functions_(std::make_unique<Functions>()) {
   }
   ::setenv("OPENBLAS_NUM_THREADS", "1", 1);  // NOLINT(concurrency-mt-unsafe)
   static constexpr std::array<const char*, 3> kNames = {
-      "/usr/lib/x86_64-linux-gnu/openblas-serial/libopenblas.so.0",
+      "/usr/lib/x86_64-linux-gnu/openblas-pthread/libopenblas.so.0",
       "libopenblas.so.0",
       "libopenblas.so"};
   Functions& f = *functions_;
+  bool found_serial = false;
   for (const char* name : kNames) {
     f.library = ::dlopen(name, RTLD_NOW | RTLD_LOCAL);
-    if (f.library != nullptr) {
+    if (f.library != nullptr && is_thread_safe(f.library)) {
       break;
     }
+    found_serial = found_serial || f.library != nullptr;
+    f.library = nullptr;
   }
   if (f.library == nullptr) {
     throw Error(
         ErrorKind::kFailed,
-        "no BLAS library found",
+        "no usable BLAS library found",
         "libopenblas.so.0",
-        "quern needs OpenBLAS for dense products",
-        "apt-get install libopenblas0-serial");
+        found_serial ? "found OpenBLAS built without threads, which several threads must not call"
+                     : "quern needs OpenBLAS for dense products",
+        "apt-get install libopenblas0-pthread");
   }
   f.load(f.sgemm, "cblas_sgemm");
   f.load(f.dgemm, "cblas_dgemm");

@@ -124,12 +124,11 @@ class WeightedSearch {
 
   Grid run(const Extent& extent) {
     sweep_shrinks(extent);
-    refine();
+    sweep_around(0.0F);
     if (!rules_.symmetric) {
-      // A zero point that moves wants another scale, so each move is followed by its own fit.
       for (int round = 0; round < kZeroRounds; ++round) {
-        try_zero(-1.0F);
-        try_zero(1.0F);
+        sweep_around(-1.0F);
+        sweep_around(1.0F);
       }
     }
     return best_;
@@ -137,9 +136,8 @@ class WeightedSearch {
 
  private:
   static constexpr int kShrinks = 96;
-  static constexpr int kFits = 2;
   static constexpr int kZeroRounds = 2;
-  static constexpr std::size_t kBatch = 8;
+  static constexpr std::size_t kBatch = 16;
 
   // Candidates of a batch: scale and zero point [candidate][kRowLanes], and what fit_grids says.
   struct Batch {
@@ -172,41 +170,54 @@ class WeightedSearch {
     }
   }
 
-  // Least-squares scale for the codes of the best grid, and small steps around the scale.
-  void refine() {
-    static constexpr std::array<float, 6> kSteps = {0.985F, 0.99F, 0.995F, 1.005F, 1.01F, 1.015F};
-    for (int fit = 0; fit < kFits; ++fit) {
-      Batch batch;
-      put(batch, 0, {fitted_scale(), best_.zero});
-      for (std::size_t i = 0; i < kSteps.size(); ++i) {
-        put(batch, i + 1, {scaled(kSteps[i]), best_.zero});
-      }
-      evaluate(batch, kSteps.size() + 1);
-    }
-  }
-
-  void try_zero(float step) {
+  // Scales around the best one with its zero point moved by `step`: a zero point that moves wants
+  // another scale.
+  void sweep_around(float step) {
+    static constexpr std::array<float, kBatch> kFactors = {
+        0.7F,
+        0.76F,
+        0.82F,
+        0.87F,
+        0.91F,
+        0.95F,
+        0.98F,
+        1.0F,
+        1.02F,
+        1.05F,
+        1.09F,
+        1.13F,
+        1.18F,
+        1.24F,
+        1.31F,
+        1.4F};
     Batch batch;
-    Grid moved = best_;
-    for (float& zero : moved.zero) {
-      zero = clamp_zero(rules_, zero + step);
-    }
-    put(batch, 0, moved);
-    fit(batch, 1);
-    // The scale that fits the moved grid's codes, then that fit's own, as further candidates.
-    for (std::size_t i = 1; i < 3; ++i) {
+    for (std::size_t i = 0; i < kBatch; ++i) {
+      Grid grid = best_;
       for (std::size_t r = 0; r < kRowLanes; ++r) {
-        moved.scale[r] = least_squares_scale(batch, i - 1, r);
+        grid.scale[r] = storable_scale(grid.scale[r] * kFactors[i]);
+        grid.zero[r] = clamp_zero(rules_, grid.zero[r] + step);
       }
-      put(batch, i, moved);
-      fit(batch, i + 1);
+      put(batch, i, grid);
     }
-    accept(batch, 3);
+    evaluate(batch, kBatch);
   }
 
   static void put(Batch& batch, std::size_t candidate, const Grid& grid) {
     std::copy(grid.scale.begin(), grid.scale.end(), &batch.scale[candidate * kRowLanes]);
     std::copy(grid.zero.begin(), grid.zero.end(), &batch.zero[candidate * kRowLanes]);
+  }
+
+  // Each candidate, then the same with the scale that fits its codes best.
+  void evaluate(Batch& batch, std::size_t candidates) {
+    fit(batch, candidates);
+    accept(batch, candidates);
+    for (std::size_t c = 0; c < candidates; ++c) {
+      for (std::size_t r = 0; r < kRowLanes; ++r) {
+        batch.scale[c * kRowLanes + r] = least_squares_scale(batch, c, r);
+      }
+    }
+    fit(batch, candidates);
+    accept(batch, candidates);
   }
 
   void fit(Batch& batch, std::size_t candidates) const {
@@ -222,11 +233,6 @@ class WeightedSearch {
         batch.sums.data());
   }
 
-  void evaluate(Batch& batch, std::size_t candidates) {
-    fit(batch, candidates);
-    accept(batch, candidates);
-  }
-
   void accept(const Batch& batch, std::size_t candidates) {
     for (std::size_t c = 0; c < candidates; ++c) {
       for (std::size_t r = 0; r < kRowLanes; ++r) {
@@ -235,7 +241,6 @@ class WeightedSearch {
           lowest_[r] = error;
           best_.scale[r] = batch.scale[c * kRowLanes + r];
           best_.zero[r] = batch.zero[c * kRowLanes + r];
-          fitted_[r] = least_squares_scale(batch, c, r);
         }
       }
       first_ = false;
@@ -250,16 +255,6 @@ class WeightedSearch {
                                                 : batch.scale[candidate * kRowLanes + row];
   }
 
-  [[nodiscard]] Lanes fitted_scale() const { return fitted_; }
-
-  [[nodiscard]] Lanes scaled(float factor) const {
-    Lanes scales;
-    for (std::size_t r = 0; r < kRowLanes; ++r) {
-      scales[r] = storable_scale(best_.scale[r] * factor);
-    }
-    return scales;
-  }
-
   const KernelTable& kernels_;
   const GridRules& rules_;
   const float* W_;
@@ -268,7 +263,6 @@ class WeightedSearch {
   std::int64_t columns_;
   Grid best_;
   Lanes lowest_;
-  Lanes fitted_{};  // least-squares scale for the codes of best_
   bool first_ = true;  // nothing was accepted yet
 };
 
