@@ -26,7 +26,7 @@ class AtomicFile {
   void write(std::span<const std::byte> bytes);
   void write(std::string_view text);
   void write_at(std::uint64_t offset, std::span<const std::byte> bytes);
-  // Takes the disk space for a file of `bytes` bytes now (where the file system can), so that a full
+  // Takes the disk space for `bytes` bytes now (where the file system can), so that a full
   // disk is found before the work and not after it.
   void reserve(std::uint64_t bytes);
   // Syncs, renames to the target and syncs the directory.
