@@ -353,12 +353,15 @@ TEST(HtmlReport, ManyExpertsShareACell) {
   for (int expert = 0; expert < 6000; ++expert) {
     Json linear = one;
     linear["name"] = fmt::format("model.layers.0.mlp.experts.{}.gate_proj", expert);
-    linear["rtn_error"] = nullptr;
     linear["relative_error"] = 1e-4 * (1 + expert % 7);
+    linear["rtn_error"] = 2 * linear["relative_error"].get<double>();
+    linear["fallback"] = "no token came by";
     data.manifest["linears"].push_back(linear);
   }
   const std::string html = render_html_report(data);
   EXPECT_NE(html.find("the largest of 6000, median 0.0004"), std::string::npos);
+  EXPECT_NE(html.find("the median of 6000"), std::string::npos);
+  EXPECT_NE(html.find("And 5800 more."), std::string::npos);
   EXPECT_LT(html.size(), 1'500'000U);
   EXPECT_EQ(parse_json(embedded_json(html), "embedded")["manifest"]["linears_omitted"], 6000);
 }

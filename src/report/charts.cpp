@@ -238,16 +238,29 @@ void write_ratio_panel(
          {"y2", px(y)}});
     label_at(html, kPanelLeft - 4, y + 4, fmt::format("{:g}", std::exp2(power)), "end");
   }
+  // Experts of one layer share a mark at their median, so that the page stays small.
+  std::map<std::int64_t, std::vector<const LinearFacts*>> by_layer;
   for (const LinearFacts* linear : linears) {
-    const double at = static_cast<double>(linear->layer.value_or(last_layer));
-    const double share = last_layer > 0 ? at / static_cast<double>(last_layer) : 0.5;
-    const double ratio = *linear->rtn_ratio();
+    by_layer[linear->layer.value_or(last_layer)].push_back(linear);
+  }
+  for (auto& [layer, members] : by_layer) {
+    const auto middle = members.begin() + static_cast<std::ptrdiff_t>(members.size() / 2);
+    std::nth_element(
+        members.begin(), middle, members.end(), [](const LinearFacts* a, const LinearFacts* b) {
+          return *a->rtn_ratio() < *b->rtn_ratio();
+        });
+    const double share =
+        last_layer > 0 ? static_cast<double>(layer) / static_cast<double>(last_layer) : 0.5;
+    const double ratio = *(*middle)->rtn_ratio();
     html.open(
         "circle",
         {{"cx", px(kPanelLeft + 6 + share * (kPanelWidth - kPanelLeft - 16))},
          {"cy", px(y_of(ratio > 0 ? std::log2(ratio) : scale.low))},
          {"r", "2.6"}});
-    html.element("title", error_text(*linear));
+    html.element(
+        "title",
+        error_text(**middle) +
+            (members.size() > 1 ? fmt::format("; the median of {}", members.size()) : ""));
     html.close();
   }
   label_at(html, kPanelLeft + 6, kPanelHeight - 5, "layer 0", "start");

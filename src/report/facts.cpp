@@ -140,9 +140,9 @@ std::string find_text(const Json& document, JsonPath path) {
 }
 
 const Json& find_list(const Json& document, JsonPath path) {
-  static const Json empty = Json::array();
+  static const Json kEmpty = Json::array();
   const Json* value = find_json(document, path);
-  return value != nullptr && value->is_array() ? *value : empty;
+  return value != nullptr && value->is_array() ? *value : kEmpty;
 }
 
 std::string plain_value(const Json& value) {

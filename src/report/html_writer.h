@@ -28,9 +28,9 @@ class HtmlWriter {
 
   void open(std::string_view tag, Attributes attributes = {});
   void close();  // the element opened last
-  void element(std::string_view tag, std::string_view text, Attributes attributes = {});
+  void element(std::string_view tag, std::string_view content, Attributes attributes = {});
   void empty(std::string_view tag, Attributes attributes = {});
-  void text(std::string_view text);
+  void text(std::string_view content);
   void raw(std::string_view markup);  // already escaped
   void line();  // a line end, for those who read the source
 

@@ -9,6 +9,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cctype>
 #include <map>
 
@@ -61,9 +62,11 @@ std::string hub_id(const std::string& source) {
   return shaped ? id : std::string();
 }
 
+// The last part of an id or path, without a revision.
 std::string base_name(const std::string& source) {
-  const auto slash = source.find_last_of('/');
-  return slash == std::string::npos ? source : source.substr(slash + 1);
+  const std::string id = hub_id(source).empty() ? source : hub_id(source);
+  const auto slash = id.find_last_of('/');
+  return slash == std::string::npos ? id : id.substr(slash + 1);
 }
 
 void append_key(std::string& out, const char* key, const std::string& value) {
@@ -161,42 +164,50 @@ std::string quality(const ReportData& data) {
   return "## Quality\n\nMeasured by quern with the same engine on both models; ± is one standard "
          "error.\n\n| | original | result | ratio |\n| --- | ---: | ---: | ---: |\n" +
          rows +
-         fmt::format("\nVerdict: {} ({}).\n\n", verdict.word, escape_markdown(verdict.reason));
+         fmt::format(
+             "\nVerdict: {} ({}). By mean KL in nats a token: pass below {}, warn below {}.\n\n",
+             verdict.word,
+             escape_markdown(verdict.reason),
+             kPassBelow,
+             kWarnBelow);
 }
 
 std::string kept_section(const Json& manifest) {
-  std::map<std::string, std::pair<std::size_t, double>> kinds;
-  std::map<std::string, std::string> reasons;
+  std::map<std::array<std::string, 3>, std::pair<std::size_t, double>> rows;
   for (const KeptFacts& kept : kept_of(manifest)) {
-    const std::string key = kept.kind + " | " + escape_markdown(kept.dtype);
-    auto& [count, bytes] = kinds[key];
+    auto& [count, bytes] = rows[{kept.kind, kept.dtype, kept.reason}];
     ++count;
     bytes += kept.bytes;
-    reasons.try_emplace(key, kept.reason);
   }
-  if (kinds.empty()) {
+  if (rows.empty()) {
     return {};
   }
   std::string out =
       "## Kept unquantized\n\n| tensors | type | count | size | why |\n"
       "| --- | --- | ---: | ---: | --- |\n";
-  for (const auto& [key, totals] : kinds) {
+  for (const auto& [key, totals] : rows) {
     out += fmt::format(
-        "| {} | {} | {} | {} |\n",
-        key,
+        "| {} | {} | {} | {} | {} |\n",
+        escape_markdown(key[0]),
+        escape_markdown(key[1]),
         totals.first,
         human_bytes(totals.second),
-        escape_markdown(reasons.at(key)));
+        escape_markdown(key[2]));
   }
-  const std::size_t skipped = find_list(manifest, {"census", "skipped"}).size();
-  if (skipped > 0) {
-    out += fmt::format("\n{} tensors of the source are not in this copy:\n\n", skipped);
-    for (const Json& entry : find_list(manifest, {"census", "skipped"})) {
-      out += fmt::format(
-          "- {}: {}\n",
-          escape_markdown(find_text(entry, {"name"})),
-          escape_markdown(find_text(entry, {"reason"})));
-    }
+  return out + "\n";
+}
+
+std::string skipped_section(const Json& manifest) {
+  const Json& skipped = find_list(manifest, {"census", "skipped"});
+  if (skipped.empty()) {
+    return {};
+  }
+  std::string out = "## Left out\n\nTensors of the source that this copy does not hold:\n\n";
+  for (const Json& entry : skipped) {
+    out += fmt::format(
+        "- {}: {}\n",
+        escape_markdown(find_text(entry, {"name"})),
+        escape_markdown(find_text(entry, {"reason"})));
   }
   return out + "\n";
 }
@@ -283,8 +294,9 @@ std::string render_model_card(
     const std::optional<Json>& result_eval) {
   const ReportData data{manifest, original_eval, result_eval};
   const std::string text = front_matter(manifest, source) + introduction(manifest, source) +
-                           quality(data) + kept_section(manifest) + recipe(manifest) +
-                           calibration(manifest) + command_section(manifest) + limits(data) + "\n";
+                           quality(data) + kept_section(manifest) + skipped_section(manifest) +
+                           recipe(manifest) + calibration(manifest) + command_section(manifest) +
+                           limits(data) + "\n";
   return text + fmt::format("{}{}{}", kSeal, seal_of(text), kSealEnd);
 }
 

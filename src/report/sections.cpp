@@ -18,7 +18,6 @@ namespace {
 
 constexpr const char* kNothing = "-";
 constexpr std::size_t kWorst = 10;
-constexpr std::size_t kKeptRows = 40;
 
 std::string number_or_nothing(std::optional<double> value) {
   return value ? short_number(*value) : kNothing;
@@ -80,6 +79,7 @@ void write_worst(HtmlWriter& html, std::vector<LinearFacts> linears) {
   linears.resize(count);
   html.element("h3", "The linears with the largest error");
   std::vector<std::vector<std::string>> rows;
+  rows.reserve(count);
   for (const LinearFacts& linear : linears) {
     rows.push_back(
         {linear.name,
@@ -156,14 +156,8 @@ void write_kept(HtmlWriter& html, const Json& manifest) {
     const std::string name =
         group.size() == 1 ? first.name : fmt::format("{} {}", group.size(), first.kind);
     rows.push_back({name, first.dtype, human_bytes(bytes), text_or_nothing(first.reason)});
-    if (rows.size() == kKeptRows) {
-      break;
-    }
   }
   write_table(html, {{"tensor"}, {"type"}, {"size", true}, {"why"}}, rows);
-  if (groups.size() > kKeptRows) {
-    html.element("p", fmt::format("And {} more kinds.", groups.size() - kKeptRows));
-  }
 }
 
 void write_census(HtmlWriter& html, const Json& manifest) {
@@ -528,6 +522,7 @@ void write_recipe_section(HtmlWriter& html, const ReportData& data) {
   if (!rules.empty()) {
     html.element("h3", "Rules");
     std::vector<std::vector<std::string>> rows;
+    rows.reserve(rules.size());
     for (const auto& [rule, count] : rules) {
       rows.push_back({rule, fmt::format("{}", count)});
     }

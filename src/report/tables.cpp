@@ -3,8 +3,15 @@
 
 #include "report/facts.h"
 
+#include <fmt/format.h>
+
+#include <algorithm>
+
 namespace quern {
 namespace {
+
+// Lists come from files; a page that opens is worth more than the last row.
+constexpr std::size_t kMostRows = 200;
 
 void flatten(
     const Json& value, const std::string& key, std::vector<std::vector<std::string>>& rows) {
@@ -34,7 +41,9 @@ void write_table(
   html.close();
   html.line();
   html.open("tbody");
-  for (const std::vector<std::string>& row : rows) {
+  const std::size_t shown = std::min(rows.size(), kMostRows);
+  for (std::size_t r = 0; r < shown; ++r) {
+    const std::vector<std::string>& row = rows[r];
     html.open("tr");
     for (std::size_t i = 0; i < row.size(); ++i) {
       html.element("td", row[i], {{"class", columns.at(i).number ? "n" : "t"}});
@@ -46,6 +55,9 @@ void write_table(
   html.close();
   html.close();
   html.line();
+  if (shown < rows.size()) {
+    html.element("p", fmt::format("And {} more.", rows.size() - shown));
+  }
 }
 
 void write_key_values(HtmlWriter& html, const Json& object) {
