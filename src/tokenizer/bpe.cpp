@@ -34,15 +34,15 @@ std::size_t merge_short(const MergeTable& merges, std::span<std::int32_t> ids) {
     look_up(i);
   }
   while (count > 1) {
-    const auto* const best = std::min_element(ranks.begin(), ranks.begin() + count - 1);
+    const auto* const best = std::min_element(ranks.data(), ranks.data() + count - 1);
     if (*best == kNoRank) {
       break;
     }
-    const auto at = static_cast<std::size_t>(best - ranks.begin());
+    const auto at = static_cast<std::size_t>(best - ranks.data());
     ids[at] = joined[at];
-    std::copy(ids.begin() + at + 2, ids.begin() + count, ids.begin() + at + 1);
-    std::copy(ranks.begin() + at + 1, ranks.begin() + count - 1, ranks.begin() + at);
-    std::copy(joined.begin() + at + 1, joined.begin() + count - 1, joined.begin() + at);
+    std::copy(ids.data() + at + 2, ids.data() + count, ids.data() + at + 1);
+    std::copy(ranks.data() + at + 1, ranks.data() + count - 1, ranks.data() + at);
+    std::copy(joined.data() + at + 1, joined.data() + count - 1, joined.data() + at);
     --count;
     if (at + 1 < count) {
       look_up(at);

@@ -3,6 +3,7 @@
 
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace quern {
@@ -12,7 +13,9 @@ namespace quern {
 class Normalizer {
  public:
   void add_nfc() { steps_.push_back({Kind::kNfc, {}, {}}); }
-  void add_prepend(std::string prefix) { steps_.push_back({Kind::kPrepend, {}, prefix}); }
+  void add_prepend(std::string prefix) {
+    steps_.push_back({Kind::kPrepend, {}, std::move(prefix)});
+  }
   // Replaces every occurrence of `from`, which must not be empty.
   void add_replace(std::string from, std::string to) {
     steps_.push_back({Kind::kReplace, std::move(from), std::move(to)});

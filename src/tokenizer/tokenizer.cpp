@@ -35,7 +35,7 @@ class PieceCache {
     const std::size_t begin = ids.size();
     if (slot.piece == piece) {
       ids.resize(begin + slot.count);
-      std::copy_n(ids.begin() + slot.begin, slot.count, ids.begin() + begin);
+      std::copy_n(ids.data() + slot.begin, slot.count, ids.data() + begin);
       return;
     }
     model.encode(piece, ids);

@@ -18,8 +18,8 @@ namespace {
 constexpr char32_t kFirstMark = 0x300;
 // utf8proc wants the whole text as UTF-32; this many code points at a time bound that buffer.
 constexpr std::size_t kSegment = 65536;
-// One below the first trailing consonant of Hangul. utf8proc 2.8 takes it for an empty one and drops
-// it after a syllable, although it is a letter of its own that composes with nothing.
+// One below the first trailing consonant of Hangul. utf8proc 2.8 takes it for an empty one and
+// drops it after a syllable, although it is a letter of its own that composes with nothing.
 constexpr char32_t kBelowTrailing = 0x11a7;
 
 bool may_change(std::string_view text) noexcept {
