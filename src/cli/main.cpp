@@ -21,6 +21,8 @@ constexpr std::array kVerbs = {
     Verb{"eval", "perplexity, and divergence from a reference", configure_eval},
 
 
+    Verb{"verify", "integrity and census of a checkpoint, against its source", configure_verify},
+    Verb{"report", "the HTML report and the summary table of a finished run", configure_report},
     Verb{"generate", "complete a text", configure_generate},
     Verb{"logits", "logits for given token ids", configure_logits},
     Verb{"tokenize", "token ids of texts", configure_tokenize},

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "base/error.h"
+#include "base/file.h"
 #include "base/units.h"
 #include "cli/quantize_arguments.h"
+#include "report/report.h"
 
 #include <fmt/format.h>
 
@@ -14,6 +16,7 @@ namespace {
 
 struct Arguments : QuantizeArguments {
   bool dry_run = false;
+  std::string report;
 };
 
 // The ten linears that lost most, and what to type next.
@@ -61,6 +64,9 @@ int run_quantize(Session& session, const Arguments& arguments) {
   }
   const Json manifest = quantize(ctx, options);
   log_result(ctx, manifest, arguments);
+  if (!arguments.report.empty()) {
+    write_file(arguments.report, render_html_report({manifest, std::nullopt, std::nullopt}));
+  }
   Json document = manifest;
   document["output"] = arguments.output;
   document["source"] = arguments.model;

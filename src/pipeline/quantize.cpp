@@ -14,7 +14,9 @@
 #include "pipeline/calibration_input.h"
 #include "pipeline/output.h"
 #include "pipeline/run_state.h"
+#include "pipeline/source_card.h"
 #include "quern/version.h"
+#include "report/report.h"
 
 #include <fmt/format.h>
 
@@ -582,6 +584,9 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
       {"predicted", predicted_json(run)},
       {"command", options.command},
       {"fingerprint", fingerprint_hash}};
+  write_file(
+      staging / "README.md",
+      render_model_card(manifest, read_card_source(run.source->directory())));
   write_file(staging / kManifestName, manifest.dump(1) + "\n");
   if (is_occupied(options.output)) {
     move_aside(options.output);

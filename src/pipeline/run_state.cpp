@@ -90,6 +90,9 @@ Json report_json(const QuantizedLinear& linear) {
       {"dead_columns", report.dead_columns},
       {"fallback", report.fallback ? Json(*report.fallback) : Json(nullptr)},
       {"rule", linear.plan->reason},
+      {"bytes",
+       4 * linear.packed->codes.size() + 2 * linear.packed->scales.size() +
+           linear.packed->zeros.size()},
       {"seconds", linear.seconds}};
 }
 

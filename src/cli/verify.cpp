@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "pipeline/verify.h"
+
+#include "cli/verb.h"
+#include "format/checkpoint.h"
+
+#include <fmt/format.h>
+
+#include <memory>
+
+namespace quern {
+namespace {
+
+struct VerifyArguments {
+  std::string model;
+  std::string against;
+};
+
+int run_verify(Session& session, const VerifyArguments& arguments) {
+  const auto checkpoint = open_checkpoint(resolve_model(arguments.model));
+  std::unique_ptr<Checkpoint> source;
+  if (!arguments.against.empty()) {
+    source = open_checkpoint(resolve_model(arguments.against));
+  }
+  const Json document = verify_checkpoint(session.context(), *checkpoint, source.get());
+  std::string text = fmt::format(
+      "{}: {} tensors, {} quantized linears as {}, {} file hashes checked\n",
+      arguments.model,
+      document["tensors"].get<std::int64_t>(),
+      document["quantized_linears"].get<std::int64_t>(),
+      document["format"].get<std::string>(),
+      document["hashes_checked"].get<std::int64_t>());
+  if (document.contains("against")) {
+    const Json& against = document["against"];
+    text += fmt::format(
+        "against {}: {} tensors unchanged, {} linears quantized, largest relative difference "
+        "{:.4f} in {}\n",
+        arguments.against,
+        against["unchanged_tensors"].get<std::int64_t>(),
+        against["quantized_linears"].get<std::int64_t>(),
+        against["largest_relative_difference"].get<double>(),
+        against["largest_in"].get<std::string>());
+  }
+  for (const Json& problem : document["problems"]) {
+    text += "problem: " + problem.get<std::string>() + "\n";
+  }
+  const bool good = document["problems"].empty();
+  text += good ? "all is well\n" : "";
+  session.print_json(document);
+  session.print_text(text);
+  return good ? 0 : 1;
+}
+
+}  // namespace
+
+std::function<int(Session&)> configure_verify(CLI::App& app) {
+  auto arguments = std::make_shared<VerifyArguments>();
+  app.add_option("MODEL", arguments->model, "checkpoint directory")->required();
+  app.add_option(
+      "--against",
+      arguments->against,
+      "the original: every tensor must be there, unchanged or quantized");
+  add_footer(
+      app, "  quern verify ./model-4bit\n  quern verify ./model-4bit --against ./model --json\n");
+  return [arguments](Session& session) { return run_verify(session, *arguments); };
+}
+
+}  // namespace quern
