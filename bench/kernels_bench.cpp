@@ -4,7 +4,7 @@
 // multiply-adds at the same level, `of_memory` the share of a sequential read of memory: data that
 // stays in a cache can exceed it.
 //
-//   quern_bench --benchmark_filter='matvec.*avx512'
+//   kernels_bench --benchmark_filter='matvec.*avx512'
 #include "base/cpu.h"
 #include "base/half.h"
 #include "kernels/blas.h"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Times the rounding methods on random layers and prints their errors. Built by hand:
-//   cmake --build --preset dev --target solver_bench
+//   cmake --preset dev -DQUERN_BENCH=ON && cmake --build --preset dev --target solver_bench
 //   solver_bench [rows columns [bits group threads]]
 #include "base/context.h"
 #include "base/cpu.h"

@@ -39,7 +39,16 @@ PUBLIC = {"quern"}
 # inline function of a library is compiled for that set (scripts/check_leaked_symbols.sh).
 WIDE_FILES = re.compile(r"kernels/(avx[^/]*/.*|simd_body\.inl)$")
 WIDE_MAY_INCLUDE = {
-    "kernels/kernel_ops.h", "kernels/ops.def", "kernels/simd_body.inl", "immintrin.h", "stdint.h"}
+    "kernels/kernel_ops.h",
+    "kernels/model_ops.def",
+    "kernels/quant_ops.def",
+    "kernels/ops.def",
+    "kernels/simd_body.inl",
+    "kernels/quant_body.h",
+    "kernels/quant_columns.h",
+    "immintrin.h",
+    "stdint.h",
+}
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*(?P<open>["<])(?P<path>[^">]+)[">]')
 SUFFIXES = {".h", ".cpp", ".inl", ".def", ".cu", ".cuh"}
