@@ -120,7 +120,10 @@ inline std::string qwen_vocab_json() {
   std::string out = "{";
   const QwenBase& base = qwen_base();
   for (std::size_t id = 0; id < base.tokens.size(); ++id) {
-    out += (id == 0 ? "" : ",") + quoted(base.tokens[id]) + ":" + std::to_string(id);
+    out += id == 0 ? "" : ",";
+    out += quoted(base.tokens[id]);
+    out += ':';
+    out += std::to_string(id);
   }
   return out + "}";
 }
