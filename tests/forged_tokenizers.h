@@ -76,9 +76,13 @@ inline std::vector<ForgedTokenizer> forged_tokenizers() {
       R"(": 0}, "merges": []}})");
   raw("deep_json", R"({"model": )" + std::string(100000, '[') + std::string(100000, ']') + "}");
   raw("deep_sequence", [] {
-    std::string inner = R"({"type": "NFC"})";
+    std::string inner;
     for (int i = 0; i < 40; ++i) {
-      inner = R"({"type": "Sequence", "normalizers": [)" + inner + "]}";
+      inner += R"({"type": "Sequence", "normalizers": [)";
+    }
+    inner += R"({"type": "NFC"})";
+    for (int i = 0; i < 40; ++i) {
+      inner += "]}";
     }
     SmallTokenizer tokenizer;
     tokenizer.normalizer = inner;

@@ -152,9 +152,12 @@ inline std::string qwen_tokenizer_json(const std::string& name) {
   for (const auto& [left, right] : base.merges) {
     out += first ? "\n      " : ",\n      ";
     first = false;
-    out += name == "qwen3"
-               ? "[\n        " + quoted(left) + ",\n        " + quoted(right) + "\n      ]"
-               : quoted(left + " " + right);
+    if (name == "qwen3") {
+      out.append("[\n        ").append(quoted(left));
+      out.append(",\n        ").append(quoted(right)).append("\n      ]");
+    } else {
+      out += quoted(left + " " + right);
+    }
   }
   return out + "\n    ]\n  }\n}";
 }
