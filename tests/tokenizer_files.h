@@ -156,7 +156,9 @@ inline std::string qwen_tokenizer_json(const std::string& name) {
       out.append("[\n        ").append(quoted(left));
       out.append(",\n        ").append(quoted(right)).append("\n      ]");
     } else {
-      out += quoted(left + " " + right);
+      std::string line = left;
+      line.append(" ").append(right);
+      out += quoted(line);
     }
   }
   return out + "\n    ]\n  }\n}";
