@@ -19,8 +19,8 @@ struct ForgedTokenizer {
 };
 
 // GoogleTest would print the bytes of the struct, addresses among them, into the test's name.
-inline void PrintTo(
-    const ForgedTokenizer& forged, std::ostream* out) {  // NOLINT(readability-identifier-naming)
+// NOLINTNEXTLINE(readability-identifier-naming)
+inline void PrintTo(const ForgedTokenizer& forged, std::ostream* out) {
   *out << forged.name;
 }
 
@@ -76,9 +76,13 @@ inline std::vector<ForgedTokenizer> forged_tokenizers() {
       R"(": 0}, "merges": []}})");
   raw("deep_json", R"({"model": )" + std::string(100000, '[') + std::string(100000, ']') + "}");
   raw("deep_sequence", [] {
-    std::string inner = R"({"type": "NFC"})";
+    std::string inner;
     for (int i = 0; i < 40; ++i) {
-      inner = R"({"type": "Sequence", "normalizers": [)" + inner + "]}";
+      inner += R"({"type": "Sequence", "normalizers": [)";
+    }
+    inner += R"({"type": "NFC"})";
+    for (int i = 0; i < 40; ++i) {
+      inner += "]}";
     }
     SmallTokenizer tokenizer;
     tokenizer.normalizer = inner;
@@ -88,7 +92,9 @@ inline std::vector<ForgedTokenizer> forged_tokenizers() {
   raw("many_keys", [] {
     std::string json = "{";
     for (int i = 0; i < 100000; ++i) {
-      json += "\"" + std::to_string(i) + "\": 0, ";
+      json += '"';
+      json += std::to_string(i);
+      json += "\": 0, ";
     }
     return json + R"("model": null})";
   }());

@@ -120,7 +120,10 @@ inline std::string qwen_vocab_json() {
   std::string out = "{";
   const QwenBase& base = qwen_base();
   for (std::size_t id = 0; id < base.tokens.size(); ++id) {
-    out += (id == 0 ? "" : ",") + quoted(base.tokens[id]) + ":" + std::to_string(id);
+    out += id == 0 ? "" : ",";
+    out += quoted(base.tokens[id]);
+    out += ':';
+    out += std::to_string(id);
   }
   return out + "}";
 }
@@ -149,9 +152,14 @@ inline std::string qwen_tokenizer_json(const std::string& name) {
   for (const auto& [left, right] : base.merges) {
     out += first ? "\n      " : ",\n      ";
     first = false;
-    out += name == "qwen3"
-               ? "[\n        " + quoted(left) + ",\n        " + quoted(right) + "\n      ]"
-               : quoted(left + " " + right);
+    if (name == "qwen3") {
+      out.append("[\n        ").append(quoted(left));
+      out.append(",\n        ").append(quoted(right)).append("\n      ]");
+    } else {
+      std::string line = left;
+      line.append(" ").append(right);
+      out += quoted(line);
+    }
   }
   return out + "\n    ]\n  }\n}";
 }

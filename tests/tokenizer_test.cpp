@@ -232,7 +232,7 @@ TEST_P(SmallModels, GiveTheIdsOfAwkwardRequests) {
   int checked = 0;
   for (const std::string& line : lines_of(read_gz(testdata() / (stem + ".requests.jsonl.gz")))) {
     const Json request = parse_json(line, stem);
-    if (request.at("kind") != "loglikelihood" || request.at("context") == "") {
+    if (request.at("kind") != "loglikelihood" || request.at("context").get<std::string>().empty()) {
       continue;
     }
     const std::string context = request.at("context");
@@ -367,6 +367,7 @@ TEST(Tokenizer, IsTheSameFromEveryThread) {
   const std::vector<Golden> golden = read_golden("qwen3");
   std::vector<std::thread> threads;
   std::array<int, 4> wrong{};
+  threads.reserve(wrong.size());
   for (int& count : wrong) {
     threads.emplace_back([&golden, &count] {
       for (const Golden& line : golden) {
