@@ -59,7 +59,7 @@ inline std::string sha256(const std::string& text) {
   return hash.hex();
 }
 
-inline std::string quoted(const std::string& text) {
+inline std::string json_string(const std::string& text) {
   std::string out = "\"";
   for (const char c : text) {
     if (c == '"' || c == '\\') {
@@ -121,7 +121,7 @@ inline std::string qwen_vocab_json() {
   const QwenBase& base = qwen_base();
   for (std::size_t id = 0; id < base.tokens.size(); ++id) {
     out += id == 0 ? "" : ",";
-    out += quoted(base.tokens[id]);
+    out += json_string(base.tokens[id]);
     out += ':';
     out += std::to_string(id);
   }
@@ -144,7 +144,7 @@ inline std::string qwen_tokenizer_json(const std::string& name) {
   const QwenBase& base = qwen_base();
   std::string out = read_file(testdata() / "tokenizers/qwen" / (name + ".head.json"));
   for (std::size_t id = 0; id < base.tokens.size(); ++id) {
-    out += std::string(id == 0 ? "\n      " : ",\n      ") + quoted(base.tokens[id]) + ": " +
+    out += std::string(id == 0 ? "\n      " : ",\n      ") + json_string(base.tokens[id]) + ": " +
            std::to_string(id);
   }
   out += "\n    },\n    \"merges\": [";
@@ -153,12 +153,12 @@ inline std::string qwen_tokenizer_json(const std::string& name) {
     out += first ? "\n      " : ",\n      ";
     first = false;
     if (name == "qwen3") {
-      out.append("[\n        ").append(quoted(left));
-      out.append(",\n        ").append(quoted(right)).append("\n      ]");
+      out.append("[\n        ").append(json_string(left));
+      out.append(",\n        ").append(json_string(right)).append("\n      ]");
     } else {
       std::string line = left;
       line.append(" ").append(right);
-      out += quoted(line);
+      out += json_string(line);
     }
   }
   return out + "\n    ]\n  }\n}";
