@@ -39,6 +39,14 @@ double rounding_work(const Linear& linear, const MethodOptions& options) {
   return n * n * n / 3 + m * n * n * (0.5 + sweeps + 0.5 * options.refit_rounds);
 }
 
+[[noreturn]] void throw_interrupted(const std::string& where) {
+  throw InterruptedError(
+      "interrupted",
+      where,
+      "the finished blocks are saved",
+      "run the same command again: it goes on from there");
+}
+
 }  // namespace
 
 BlockWork block_work(
@@ -100,6 +108,9 @@ SiteStats BlockQuantizer::gather(
   SiteAccumulator accumulator(block.sites[static_cast<std::size_t>(site)].width);
   for (std::int64_t i = 0; i < static_cast<std::int64_t>(state.order.size()); ++i) {
     const std::int64_t sequence = state.order[static_cast<std::size_t>(i)];
+    if (ctx_.interrupted()) {
+      throw_interrupted(block.sites[static_cast<std::size_t>(site)].name);
+    }
     const std::int64_t rows = state.x.rows(sequence);
     load_site_input(weights, site, state, carried, sequence);
     accumulator.add(ctx_, X_.data(), rows, state.is_holdout(i));
@@ -124,11 +135,7 @@ void BlockQuantizer::quantize_site(
       continue;
     }
     if (ctx_.interrupted()) {
-      throw InterruptedError(
-          "interrupted",
-          linear.module,
-          "the finished blocks are saved",
-          "run the same command again: it goes on from there");
+      throw_interrupted(linear.module);
     }
     const double started = steady_seconds();
     const std::vector<float> W = to_float(target.dense);
@@ -207,11 +214,7 @@ void BlockQuantizer::advance(
   LayerCache cache;
   for (const std::int64_t sequence : state.order) {
     if (ctx_.interrupted()) {
-      throw InterruptedError(
-          "interrupted",
-          "",
-          "the finished blocks are saved",
-          "run the same command again: it goes on from there");
+      throw_interrupted("");
     }
     const std::int64_t rows = state.x.rows(sequence);
     x_.resize(static_cast<std::size_t>(rows * graph_.config.hidden_size));

@@ -7,6 +7,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -27,11 +28,9 @@ void check_ids(const CalibrationSet& set, std::int64_t vocab) {
   }
 }
 
-}  // namespace
-
-std::vector<std::vector<std::int32_t>> read_input_ids(const std::filesystem::path& path) {
-  const auto store = SafetensorsStore::open(path);
-  const TensorView* view = store->find("input_ids");
+const TensorView& require_input_ids(
+    const SafetensorsStore& store, const std::filesystem::path& path) {
+  const TensorView* view = store.find("input_ids");
   if (view == nullptr || view->shape.size() != 2 ||
       (view->dtype != DType::kI32 && view->dtype != DType::kI64)) {
     throw ParseError(
@@ -40,6 +39,27 @@ std::vector<std::vector<std::int32_t>> read_input_ids(const std::filesystem::pat
         "expected input_ids [n, length], I32 or I64",
         "see quern quantize --help");
   }
+  return *view;
+}
+
+bool is_token_ids(const CalibrationOptions& options) {
+  return options.files.size() == 1 && options.files.front().first.extension() == ".safetensors";
+}
+
+}  // namespace
+
+CalibrationExtent calibration_extent(const CalibrationOptions& options) {
+  if (!is_token_ids(options)) {
+    return {options.samples, options.length};
+  }
+  const auto store = SafetensorsStore::open(options.files.front().first);
+  const Shape& shape = require_input_ids(*store, options.files.front().first).shape;
+  return {std::min(options.samples, shape[0]), shape[1]};
+}
+
+std::vector<std::vector<std::int32_t>> read_input_ids(const std::filesystem::path& path) {
+  const auto store = SafetensorsStore::open(path);
+  const TensorView* view = &require_input_ids(*store, path);
   std::vector<std::vector<std::int32_t>> rows(static_cast<std::size_t>(view->shape[0]));
   const std::size_t size = dtype_size(view->dtype);
   const std::byte* at = view->bytes.data();
@@ -68,9 +88,7 @@ std::vector<std::vector<std::int32_t>> read_input_ids(const std::filesystem::pat
 CalibrationSet load_calibration(
     const CalibrationOptions& options, const PreparedRun& run, std::uint64_t seed) {
   CalibrationSet set;
-  const bool ids =
-      options.files.size() == 1 && options.files.front().first.extension() == ".safetensors";
-  if (ids) {
+  if (is_token_ids(options)) {
     const std::filesystem::path& path = options.files.front().first;
     std::vector<std::vector<std::int32_t>> rows = read_input_ids(path);
     if (options.samples > 0 && rows.size() > static_cast<std::size_t>(options.samples)) {

@@ -12,6 +12,13 @@ namespace quern {
 [[nodiscard]] CalibrationSet load_calibration(
     const CalibrationOptions& options, const PreparedRun& run, std::uint64_t seed);
 
+// How many sequences of which length there will be, at most; reads no more than a header.
+struct CalibrationExtent {
+  std::int64_t samples = 0;
+  std::int64_t length = 0;
+};
+[[nodiscard]] CalibrationExtent calibration_extent(const CalibrationOptions& options);
+
 // Rows `input_ids` [n, length] (I32 or I64) of a safetensors file.
 [[nodiscard]] std::vector<std::vector<std::int32_t>> read_input_ids(
     const std::filesystem::path& path);

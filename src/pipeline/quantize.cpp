@@ -384,13 +384,11 @@ PreparedRun prepare_quantize(const Context& ctx, const QuantizeOptions& options)
   SafetensorsOptions layout;
   layout.max_file_bytes = options.shard_bytes;
   run.layout = plan_safetensors(run.declarations, layout);
+  const CalibrationExtent extent = calibration_extent(options.calibration);
+  run.samples = extent.samples;
+  run.length = extent.length;
   run.estimate = estimate_run(
-      ctx,
-      run.graph,
-      options.method_options,
-      options.calibration.samples,
-      options.calibration.length,
-      run.needs_calibration);
+      ctx, run.graph, options.method_options, run.samples, run.length, run.needs_calibration);
   return run;
 }
 
@@ -467,7 +465,7 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
   CalibrationSet calibration;
   if (run.needs_calibration) {
     calibration = load_calibration(options.calibration, run, ctx.seed);
-    if (static_cast<std::int64_t>(calibration.sequences.size()) < options.calibration.samples) {
+    if (static_cast<std::int64_t>(calibration.sequences.size()) < run.samples) {
       ctx.log.info(fmt::format(
           "calibration: {} sequences, all that the text holds", calibration.sequences.size()));
     }
