@@ -173,8 +173,9 @@ TEST_P(Textbook, CodesAreTheSame) {
   shape.test_rows = 0;
   const SyntheticLayer layer = make_layer(shape, 11);
   const QuantScheme scheme = {4, true, group};
-  const MethodOptions options = make_options(
+  MethodOptions options = make_options(
       RangeSearch::kMinMax, activation ? ColumnOrder::kActivation : ColumnOrder::kNatural, 0, 0);
+  options.shrinkage = 0;
   const LinearResult result = quantize_gptq(*context, layer.problem(scheme), options);
   ASSERT_FALSE(result.report.fallback.has_value());
   const std::vector<int> expected = textbook_gptq(layer, scheme, activation, options.damping);
@@ -337,7 +338,7 @@ TEST(Descent, NoRowEverGetsWorse) {
     for (const bool symmetric : {true, false}) {
       const QuantScheme scheme = {bits, symmetric, 16};
       const Curvature curvature = make_curvature(layer.stats);
-      const std::vector<float> H = dense_curvature(*context, curvature, 0.01);
+      const std::vector<float> H = dense_curvature(*context, curvature);
       const Descent descent(*context, scheme, H);
       RowBlock block = RowBlock::load(layer.problem(scheme), 0, 40);
       block.find_all_ranges(
@@ -379,7 +380,7 @@ TEST(Descent, RefitFindsTheScalesThatMadeTheWeights) {
     layer.W[i] = scale * std::clamp(std::nearbyint(layer.W[i] * 100.0F), -8.0F, 7.0F);
   }
   const Curvature curvature = make_curvature(layer.stats);
-  const std::vector<float> H = dense_curvature(*context, curvature, 0.0);
+  const std::vector<float> H = dense_curvature(*context, curvature);
   const Descent descent(*context, scheme, H);
   RowBlock block = RowBlock::load(layer.problem(scheme), 0, 16);
   for (std::int64_t k = 0; k < 4; ++k) {
@@ -621,7 +622,9 @@ TEST(GptqFallback, LadderThenRtn) {
       stats.H[i * 32 + j] = i == j ? 1.0 : -1.07 / 31.0;
     }
   }
-  const LinearResult climbed = quantize_gptq(*context, problem, {});
+  MethodOptions options;
+  options.shrinkage = 0;
+  const LinearResult climbed = quantize_gptq(*context, problem, options);
   EXPECT_EQ(climbed.report.damping, 0.1);
 }
 
@@ -663,7 +666,7 @@ TEST(GptqFallback, WorseThanRtnOnTheHoldoutIsRefused) {
   SyntheticLayer layer = small_layer();
   std::fill(layer.stats.H.begin(), layer.stats.H.end(), 0.0);
   layer.stats.H_holdout.assign(32 * 32, 0.0);
-  layer.stats.holdout_rows = 20;
+  layer.stats.holdout_rows = 20000;
   for (std::size_t j = 0; j < 32; ++j) {
     for (std::size_t i = 0; i < 32; ++i) {
       layer.stats.H[i * 32 + j] = i == j ? 1.01 : 1.0;

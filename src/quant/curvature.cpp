@@ -130,13 +130,10 @@ Curvature make_curvature(const SiteStats& stats) {
     curvature.importance[static_cast<std::size_t>(j)] =
         static_cast<float>(dead ? curvature.mean_diagonal : diagonal);
   }
-  if (stats.rows < n) {
-    curvature.rho = static_cast<double>(stats.rows) / static_cast<double>(stats.rows + n);
-  }
   return curvature;
 }
 
-std::vector<float> dense_curvature(const Context& ctx, const Curvature& curvature, double lambda) {
+std::vector<float> dense_curvature(const Context& ctx, const Curvature& curvature) {
   const std::int64_t n = curvature.stats->width;
   std::vector<float> H(static_cast<std::size_t>(n * n));
   ctx.pool.for_chunks(n, kRowsPerChunk, [&](std::int64_t begin, std::int64_t end, int) {
@@ -145,7 +142,6 @@ std::vector<float> dense_curvature(const Context& ctx, const Curvature& curvatur
       for (std::int64_t j = 0; j < n; ++j) {
         row[j] = static_cast<float>(curvature.entry(i, j));
       }
-      row[i] = static_cast<float>(curvature.entry(i, i) + lambda * curvature.mean_diagonal);
     }
   });
   return H;

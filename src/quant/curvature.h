@@ -19,8 +19,13 @@ struct Curvature {
   const SiteStats* stats = nullptr;
   std::vector<float> importance;  // [n] diag(H), mean(diag H) for dead inputs
   double mean_diagonal = 0;
-  double rho = 1;  // trust in what is off the diagonal
+  double rho = 1;  // trust in what is off the diagonal; shrinkage.h
   std::int64_t dead_columns = 0;
+
+  void shrink(double kappa) noexcept {
+    const auto rows = static_cast<double>(stats->rows);
+    rho = rows / (rows + kappa * static_cast<double>(stats->width));
+  }
 
   // Entry (i, j) of the matrix without the damping.
   [[nodiscard]] double entry(std::int64_t i, std::int64_t j) const noexcept {
@@ -38,9 +43,8 @@ struct Curvature {
 
 [[nodiscard]] Curvature make_curvature(const SiteStats& stats);
 
-// The whole matrix with damping lambda, row-major, in float. On the pool.
-[[nodiscard]] std::vector<float> dense_curvature(
-    const Context& ctx, const Curvature& curvature, double lambda);
+// The whole matrix without damping, row-major, in float. On the pool.
+[[nodiscard]] std::vector<float> dense_curvature(const Context& ctx, const Curvature& curvature);
 
 // Position -> column: the order in which GPTQ visits the columns (methods.md 2.3.2). `group_width`
 // only matters for kGroupAware, where a shorter last group stays at the end in natural order.

@@ -35,6 +35,7 @@ struct MethodOptions {
   int descent_sweeps = 3;  // coordinate-descent sweeps after the recursion
   int refit_rounds = 3;  // rounds of (closed-form scale refit, 2 sweeps)
   bool minimum_zero_one = false;  // the file format cannot hold zero point 0 (GPTQ v1)
+  std::optional<double> shrinkage;  // kappa of shrinkage.h; nothing: estimated
 };
 
 // One linear to be rounded. W is [out_features, in_features], row-major.
@@ -57,6 +58,7 @@ struct LinearReport {
   std::optional<double> holdout_error;  // on H_holdout
   std::optional<double> rtn_error;  // of plain RTN on H, for comparison
   std::optional<std::string> fallback;  // why the method asked for was not used
+  double trust = 1;  // rho, by which the off-diagonal of H was multiplied (shrinkage.h)
 };
 
 struct LinearResult {

@@ -62,6 +62,13 @@ void check_problem(const LinearProblem& problem, const MethodOptions& options) {
         fmt::format("expected 0 or more, found {}", options.damping),
         "0.01");
   }
+  if (options.shrinkage && (!(*options.shrinkage >= 0) || !std::isfinite(*options.shrinkage))) {
+    throw UsageError(
+        "shrinkage out of range",
+        "shrinkage",
+        fmt::format("expected 0 or more, found {}", *options.shrinkage),
+        "2");
+  }
   check_finite(problem);
 }
 
