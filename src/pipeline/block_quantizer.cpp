@@ -39,6 +39,24 @@ double rounding_work(const Linear& linear, const MethodOptions& options) {
   return n * n * n / 3 + m * n * n * (0.5 + sweeps + 0.5 * options.refit_rounds);
 }
 
+// Adds what passes between its making and its end to a part.
+class PartTimer {
+ public:
+  explicit PartTimer(PartTime& part)
+      : part_(part), seconds_(steady_seconds()), cpu_(process_usage().cpu_seconds) {}
+  PartTimer(const PartTimer&) = delete;
+  PartTimer& operator=(const PartTimer&) = delete;
+  ~PartTimer() {
+    part_.seconds += steady_seconds() - seconds_;
+    part_.cpu_seconds += process_usage().cpu_seconds - cpu_;
+  }
+
+ private:
+  PartTime& part_;
+  double seconds_;
+  double cpu_;
+};
+
 [[noreturn]] void throw_interrupted(const std::string& where) {
   throw InterruptedError(
       "interrupted",
@@ -105,6 +123,7 @@ SiteStats BlockQuantizer::gather(
     const CalibrationState& state,
     const ActivationStore* carried,
     Progress& progress) {
+  const PartTimer timer(times_.gather);
   SiteAccumulator accumulator(block.sites[static_cast<std::size_t>(site)].width);
   for (std::int64_t i = 0; i < static_cast<std::int64_t>(state.order.size()); ++i) {
     const std::int64_t sequence = state.order[static_cast<std::size_t>(i)];
@@ -114,7 +133,9 @@ SiteStats BlockQuantizer::gather(
     const std::int64_t rows = state.x.rows(sequence);
     load_site_input(weights, site, state, carried, sequence);
     accumulator.add(ctx_, X_.data(), rows, state.is_holdout(i));
-    progress.add(site_gather_work(block, site, static_cast<double>(rows)));
+    const double work = site_gather_work(block, site, static_cast<double>(rows));
+    times_.gather.work += work;
+    progress.add(work);
   }
   return accumulator.finish(ctx_);
 }
@@ -130,6 +151,8 @@ void BlockQuantizer::quantize_site(
     const Linear& linear = block.linears[static_cast<std::size_t>(index)];
     const PlannedLinear* planned = plan_.find(linear.module);
     LinearWeights& target = weights.linears[static_cast<std::size_t>(index)];
+    const PartTimer timer(times_.round);
+    times_.round.work += rounding_work(linear, options_);
     progress.add(rounding_work(linear, options_));
     if (planned == nullptr || planned->keep()) {
       continue;
@@ -152,6 +175,53 @@ void BlockQuantizer::quantize_site(
   }
 }
 
+std::optional<ActivationStore> BlockQuantizer::apply_to_all(
+    const Block& block,
+    const BlockWeights& weights,
+    int site,
+    CalibrationState& state,
+    const ActivationStore* carried,
+    Progress& progress) {
+  const PartTimer timer(times_.apply);
+  std::optional<ActivationStore> next;
+  if (site + 1 < static_cast<int>(block.sites.size()) && !site_reads_residual(site + 1)) {
+    std::vector<std::int64_t> rows;
+    for (std::int64_t i = 0; i < state.x.count(); ++i) {
+      rows.push_back(state.x.rows(i));
+    }
+    next.emplace(
+        block.sites[static_cast<std::size_t>(site) + 1].width, std::move(rows), spill_directory_);
+  }
+  for (const std::int64_t sequence : state.order) {
+    const std::int64_t rows = state.x.rows(sequence);
+    load_site_input(weights, site, state, carried, sequence);
+    carried_.resize(next ? static_cast<std::size_t>(rows * next->width()) : 0);
+    LayerCache cache;
+    apply_site(
+        ctx_,
+        workspace_,
+        graph_.config,
+        block,
+        weights,
+        site,
+        X_.data(),
+        rows,
+        cache,
+        x_.data(),
+        carried_.data());
+    if (next) {
+      next->write(sequence, carried_.data());
+    } else {
+      state.x.write(sequence, x_.data());
+    }
+    const double work = site_apply_work(
+        block, graph_.config, site, static_cast<double>(rows), static_cast<double>(rows));
+    times_.apply.work += work;
+    progress.add(work);
+  }
+  return next;
+}
+
 std::vector<QuantizedLinear> BlockQuantizer::run(
     const Block& block, BlockWeights& weights, CalibrationState& state, Progress& progress) {
   std::vector<QuantizedLinear> done;
@@ -168,41 +238,7 @@ std::vector<QuantizedLinear> BlockQuantizer::run(
           gather(block, weights, site, state, carried ? &*carried : nullptr, progress);
       quantize_site(block, weights, site, &stats, done, progress);
     }
-    std::optional<ActivationStore> next;
-    if (site + 1 < sites && !site_reads_residual(site + 1)) {
-      std::vector<std::int64_t> rows;
-      for (std::int64_t i = 0; i < state.x.count(); ++i) {
-        rows.push_back(state.x.rows(i));
-      }
-      next.emplace(
-          block.sites[static_cast<std::size_t>(site) + 1].width, std::move(rows), spill_directory_);
-    }
-    for (const std::int64_t sequence : state.order) {
-      const std::int64_t rows = state.x.rows(sequence);
-      load_site_input(weights, site, state, carried ? &*carried : nullptr, sequence);
-      carried_.resize(next ? static_cast<std::size_t>(rows * next->width()) : 0);
-      LayerCache cache;
-      apply_site(
-          ctx_,
-          workspace_,
-          graph_.config,
-          block,
-          weights,
-          site,
-          X_.data(),
-          rows,
-          cache,
-          x_.data(),
-          carried_.data());
-      if (next) {
-        next->write(sequence, carried_.data());
-      } else {
-        state.x.write(sequence, x_.data());
-      }
-      progress.add(site_apply_work(
-          block, graph_.config, site, static_cast<double>(rows), static_cast<double>(rows)));
-    }
-    carried = std::move(next);
+    carried = apply_to_all(block, weights, site, state, carried ? &*carried : nullptr, progress);
   }
   return done;
 }

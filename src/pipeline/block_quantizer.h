@@ -9,6 +9,7 @@
 
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -32,6 +33,19 @@ struct CalibrationState {
   [[nodiscard]] bool is_holdout(std::int64_t position) const noexcept {
     return position >= static_cast<std::int64_t>(order.size()) - holdout_count;
   }
+};
+
+// What one kind of work took: multiply-adds, and CPU seconds of all threads, which other jobs on
+// the machine do not stretch as they stretch the clock.
+struct PartTime {
+  double work = 0;
+  double seconds = 0;
+  double cpu_seconds = 0;
+};
+struct PartTimes {
+  PartTime gather;  // second moments
+  PartTime round;  // the method
+  PartTime apply;  // forward pass
 };
 
 // Quantizes one block at a time in true-sequential order: at each calibration site gather the
@@ -60,6 +74,8 @@ class BlockQuantizer {
   [[nodiscard]] std::vector<QuantizedLinear> run_data_free(
       const Block& block, BlockWeights& weights, Progress& progress);
 
+  [[nodiscard]] const PartTimes& times() const noexcept { return times_; }
+
  private:
   [[nodiscard]] SiteStats gather(
       const Block& block,
@@ -75,6 +91,14 @@ class BlockQuantizer {
       const SiteStats* stats,
       std::vector<QuantizedLinear>& done,
       Progress& progress);
+  // Runs the linears of a site for all sequences; what they carry to the next site, if anything.
+  [[nodiscard]] std::optional<ActivationStore> apply_to_all(
+      const Block& block,
+      const BlockWeights& weights,
+      int site,
+      CalibrationState& state,
+      const ActivationStore* carried,
+      Progress& progress);
   void load_site_input(
       const BlockWeights& weights,
       int site,
@@ -88,6 +112,7 @@ class BlockQuantizer {
   MethodOptions options_;
   std::filesystem::path spill_directory_;
   Workspace workspace_;
+  PartTimes times_;
   std::vector<float> x_;  // residual rows of one sequence
   std::vector<float> X_;  // inputs of a site
   std::vector<float> carried_;  // outputs of a site

@@ -57,6 +57,34 @@ double measure_rate(const Context& ctx) {
   return work / (steady_seconds() - started);
 }
 
+double measure_core_rate(const Context& ctx) {
+  constexpr std::int64_t kSize = 1024;
+  const std::vector<float> A(kSize * kSize, 0.5F);
+  std::vector<float> C(kSize * kSize);
+  double best = 0;
+  for (int i = 0; i < 5; ++i) {
+    const double started = process_usage().cpu_seconds;
+    for (int k = 0; k < 3; ++k) {
+      ctx.blas.gemm(
+          false,
+          true,
+          kSize,
+          kSize,
+          kSize,
+          1.0F,
+          A.data(),
+          kSize,
+          A.data(),
+          kSize,
+          0.0F,
+          C.data(),
+          kSize);
+    }
+    best = std::max(best, 3.0 * kSize * kSize * kSize / (process_usage().cpu_seconds - started));
+  }
+  return best;
+}
+
 Estimate estimate_run(
     const Context& ctx,
     const ModelGraph& graph,

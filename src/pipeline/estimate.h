@@ -40,5 +40,7 @@ struct Estimate {
 
 // Multiply-adds per second of dense products on this pool, measured for about a fifth of a second.
 [[nodiscard]] double measure_rate(const Context& ctx);
+// The same of one core, per CPU second: what other jobs on the machine take does not count.
+[[nodiscard]] double measure_core_rate(const Context& ctx);
 
 }  // namespace quern

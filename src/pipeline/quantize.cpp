@@ -210,7 +210,7 @@ CalibrationState initial_state(
 }
 
 // Rounds (or takes from the work directory) every block; what each linear became stays on disk.
-void quantize_blocks(
+PartTimes quantize_blocks(
     const Context& ctx,
     const PreparedRun& run,
     const MethodOptions& method_options,
@@ -284,6 +284,24 @@ void quantize_blocks(
     release_block_weights(weights, *run.source);
   }
   progress.finish();
+  return quantizer.times();
+}
+
+// Rates in multiply-adds a CPU second, beside the best that one core reaches in a plain product.
+Json timing_json(const PartTimes& times, double rate_per_core) {
+  const auto part = [&](const PartTime& time) -> Json {
+    const double rate = time.cpu_seconds > 0 ? time.work / time.cpu_seconds : 0;
+    return {
+        {"seconds", time.seconds},
+        {"cpu_seconds", time.cpu_seconds},
+        {"gflops_per_cpu_second", 2e-9 * rate},
+        {"share_of_gemm_rate", rate_per_core > 0 ? rate / rate_per_core : 0}};
+  };
+  return {
+      {"gemm_gflops_per_core", 2e-9 * rate_per_core},
+      {"second_moments", part(times.gather)},
+      {"rounding", part(times.round)},
+      {"forward", part(times.apply)}};
 }
 
 Json files_json(const fs::path& directory) {
@@ -497,7 +515,7 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
     ctx.log.info(fmt::format(
         "resuming: {} of {} blocks are done", state.blocks_saved(), run.graph.blocks.size()));
   }
-  quantize_blocks(ctx, run, method_options, calibration, state);
+  const PartTimes times = quantize_blocks(ctx, run, method_options, calibration, state);
 
   const BlockSource blocks = [&](const Block& block) {
     auto linears = state.load_block(block, run.plan);
@@ -580,6 +598,7 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
       {"files", output_files},
       {"side_files", {{"copied", side_files.copied}, {"skipped", std::move(skipped_files)}}},
       {"predicted", predicted_json(run)},
+      {"timing", timing_json(times, measure_core_rate(ctx))},
       {"command", options.command},
       {"fingerprint", fingerprint_hash}};
   write_file(
