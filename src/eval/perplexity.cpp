@@ -56,7 +56,9 @@ double kl_divergence(
   for (std::int64_t i = 0; i < n; ++i) {
     sum += static_cast<double>(p[i]) * (static_cast<double>(a[i]) - b[i]);
   }
-  return std::max(0.0, sum - a_norm + b_norm);
+  // Rounding may leave it below 0. A NaN stays one: std::max would make it 0, a perfect score.
+  const double kl = sum - a_norm + b_norm;
+  return kl < 0 ? 0.0 : kl;
 }
 
 WindowScores score_window(
@@ -181,11 +183,13 @@ void check_options(
     const PerplexityOptions& options,
     const Decoder& model,
     const Decoder* reference) {
-  if (options.context < 2) {
+  // The second half of two tokens holds no prediction.
+  const std::int64_t shortest = options.protocol == Protocol::kGptq ? 2 : 3;
+  if (options.context < shortest) {
     throw UsageError(
         "the context is too short",
         "--context",
-        fmt::format("at least 2 tokens expected, found {}", options.context),
+        fmt::format("at least {} tokens expected, found {}", shortest, options.context),
         "--context 2048");
   }
   if (static_cast<std::int64_t>(tokens) < options.context) {
@@ -272,7 +276,10 @@ TextResult evaluate_text(
     DivergenceResult divergence;
     divergence.kl_mean = kl.mean();
     divergence.kl_stderr = kl.error(options.protocol);
-    std::sort(kl.values.begin(), kl.values.end());
+    // NaN last, as the largest.
+    std::sort(kl.values.begin(), kl.values.end(), [](double a, double b) {
+      return std::isnan(b) ? !std::isnan(a) : a < b;
+    });
     divergence.kl_median = quantile(kl.values, 0.5);
     divergence.kl_p99 = quantile(kl.values, 0.99);
     divergence.tokens = static_cast<std::int64_t>(kl.values.size());

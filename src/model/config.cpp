@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numbers>
 #include <optional>
 
@@ -94,7 +95,7 @@ void scale_llama3(const JsonReader& rope, std::vector<double>& frequencies) {
 }
 
 // YaRN (arXiv 2309.00071) as transformers computes it; static, whatever the current length.
-float scale_yarn(
+double scale_yarn(
     const JsonReader& rope,
     double theta,
     std::int64_t head_dim,
@@ -124,26 +125,30 @@ float scale_yarn(
     frequencies[m] = frequencies[m] / factor * ramp + frequencies[m] * (1 - ramp);
   }
   if (rope.has("attention_factor")) {
-    return static_cast<float>(positive(rope, "attention_factor"));
+    return positive(rope, "attention_factor");
   }
   const auto mscale = [&](double scale) {
     return factor <= 1 ? 1.0 : 0.1 * scale * std::log(factor) + 1;
   };
   if (rope.has("mscale") && rope.has("mscale_all_dim")) {
-    return static_cast<float>(
-        mscale(rope.get_number("mscale")) / mscale(rope.get_number("mscale_all_dim")));
+    return mscale(rope.get_number("mscale")) / mscale(rope.get_number("mscale_all_dim"));
   }
-  return static_cast<float>(mscale(1));
+  return mscale(1);
 }
 
 // Both spellings: rope_theta + rope_scaling (old), rope_parameters (transformers 5).
 Rope read_rope(const JsonReader& config, const ModelConfig& model, bool theta_required) {
   std::optional<JsonReader> scaling;
   double theta = 10000;
-  if (config.has("rope_parameters")) {
-    scaling = config.get_object("rope_parameters");
-  } else if (config.has("rope_scaling")) {
-    scaling = config.get_object("rope_scaling");
+  for (const char* key : {"rope_scaling", "rope_parameters"}) {
+    if (config.has(key)) {
+      scaling = config.get_object(key);
+      for (const Json& value : scaling->json()) {
+        if (value.is_object()) {
+          unsupported(config, key, "one set of values for all layers");
+        }
+      }
+    }
   }
   if (scaling && scaling->has("rope_theta")) {
     theta = positive(*scaling, "rope_theta");
@@ -157,7 +162,7 @@ Rope read_rope(const JsonReader& config, const ModelConfig& model, bool theta_re
         "take config.json from the model's own release");
   }
   refuse_unless(config, "partial_rotary_factor", 1.0);
-  Rope rope;
+  double attention_factor = 1;
   std::vector<double> frequencies = plain_frequencies(theta, model.head_dim);
   if (scaling) {
     refuse_unless(*scaling, "partial_rotary_factor", 1.0);
@@ -166,7 +171,7 @@ Rope read_rope(const JsonReader& config, const ModelConfig& model, bool theta_re
     if (type == "llama3") {
       scale_llama3(*scaling, frequencies);
     } else if (type == "yarn") {
-      rope.attention_factor = scale_yarn(
+      attention_factor = scale_yarn(
           *scaling, theta, model.head_dim, static_cast<double>(model.max_positions), frequencies);
     } else if (type == "linear") {
       const double factor = positive(*scaling, "factor");
@@ -181,6 +186,19 @@ Rope read_rope(const JsonReader& config, const ModelConfig& model, bool theta_re
           "remove the scaling if the context is short");
     }
   }
+  const auto is_float = [](double value) {
+    return std::fabs(value) <= static_cast<double>(std::numeric_limits<float>::max());
+  };
+  if (!is_float(attention_factor) ||
+      !std::all_of(frequencies.begin(), frequencies.end(), is_float)) {
+    throw ParseError(
+        "the rope values give frequencies that are not finite",
+        scaling ? scaling->where() : config.place("rope_theta"),
+        fmt::format("rope_theta is {}", theta),
+        "take config.json from the model's own release");
+  }
+  Rope rope;
+  rope.attention_factor = static_cast<float>(attention_factor);
   rope.inverse_frequencies.assign(frequencies.begin(), frequencies.end());
   return rope;
 }
@@ -289,7 +307,12 @@ ModelConfig read_dense_config(const JsonReader& config, const DenseDefaults& def
   if (config.has("eos_token_id")) {
     const Json& eos = *config.json().find("eos_token_id");
     for (const Json& id : eos.is_array() ? eos : Json::array({eos})) {
-      if (!id.is_number_integer()) {
+      // -1 stands for none in some files and matches nothing; beyond 32 bits is no token.
+      const bool fits = id.is_number_unsigned()
+                            ? id.get<std::uint64_t>() <= INT32_MAX
+                            : id.is_number_integer() && id.get<std::int64_t>() >= INT32_MIN &&
+                                  id.get<std::int64_t>() <= INT32_MAX;
+      if (!fits) {
         unsupported(config, "eos_token_id", "a token id or a list of them");
       }
       model.eos_ids.push_back(id.get<std::int32_t>());

@@ -6,20 +6,24 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <utility>
 
 namespace quern {
 
 std::int32_t Sampler::next(std::span<const float> logits) {
   if (options_.temperature <= 0) {
+    const auto less = [](float a, float b) { return a < b || (std::isnan(a) && !std::isnan(b)); };
     return static_cast<std::int32_t>(
-        std::max_element(logits.begin(), logits.end()) - logits.begin());
+        std::max_element(logits.begin(), logits.end(), less) - logits.begin());
   }
   std::vector<std::pair<double, std::int32_t>> candidates;
   candidates.reserve(logits.size());
   for (std::size_t i = 0; i < logits.size(); ++i) {
-    candidates.emplace_back(
-        static_cast<double>(logits[i]) / options_.temperature, static_cast<std::int32_t>(i));
+    // NaN has no place in an order; last is where it does no harm.
+    const double logit = std::isnan(logits[i]) ? -std::numeric_limits<double>::infinity()
+                                               : static_cast<double>(logits[i]);
+    candidates.emplace_back(logit / options_.temperature, static_cast<std::int32_t>(i));
   }
   // Likeliest first; of equals the lower id, so that the order does not depend on the sort.
   std::sort(candidates.begin(), candidates.end(), [](const auto& a, const auto& b) {

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "base/error.h"
+#include "plan/quant_plan.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <functional>
+#include <string>
+
+namespace quern {
+namespace {
+
+ModelGraph small_graph() {
+  return build_graph(
+      {{"model_type", "qwen3"},
+       {"vocab_size", 320},
+       {"hidden_size", 64},
+       {"num_hidden_layers", 2},
+       {"num_attention_heads", 4},
+       {"num_key_value_heads", 2},
+       {"head_dim", 16},
+       {"intermediate_size", 96},
+       {"rope_theta", 1e6}},
+      "config.json");
+}
+
+Json document_of(const QuantPlan& plan) {
+  return {{"schema", "quern.plan/1"}, {"linears", plan_linears_json(plan)}};
+}
+
+class Plan : public ::testing::Test {
+ protected:
+  using Edit = std::function<void(Json& linears)>;
+
+  [[nodiscard]] QuantPlan read(const Edit& edit) const {
+    Json document = document_of(plan_);
+    edit(document["linears"]);
+    return read_plan(document, "plan.json", graph_);
+  }
+  // "" when the edited plan is a ParseError whose text holds `named`.
+  [[nodiscard]] std::string fault_of_refusal(const Edit& edit, const std::string& named) const {
+    try {
+      (void)read(edit);
+    } catch (const ParseError& error) {
+      const std::string text = error.three_lines();
+      return text.find(named) == std::string::npos ? text : "";
+    }
+    return "accepted";
+  }
+
+  ModelGraph graph_ = small_graph();
+  QuantPlan plan_ = uniform_plan(graph_, "gptq", {.bits = 4, .symmetric = true, .group_size = 32});
+};
+
+void expect_equal(const QuantPlan& a, const QuantPlan& b) {
+  ASSERT_EQ(a.linears.size(), b.linears.size());
+  for (std::size_t i = 0; i < a.linears.size(); ++i) {
+    EXPECT_EQ(a.linears[i].name, b.linears[i].name);
+    EXPECT_EQ(a.linears[i].layer, b.linears[i].layer);
+    EXPECT_EQ(a.linears[i].role, b.linears[i].role);
+    EXPECT_EQ(a.linears[i].out_features, b.linears[i].out_features);
+    EXPECT_EQ(a.linears[i].in_features, b.linears[i].in_features);
+    EXPECT_EQ(a.linears[i].method, b.linears[i].method);
+    EXPECT_EQ(a.linears[i].reason, b.linears[i].reason);
+    if (!a.linears[i].keep()) {
+      EXPECT_EQ(a.linears[i].scheme, b.linears[i].scheme) << a.linears[i].name;
+    }
+  }
+}
+
+TEST_F(Plan, UniformCoversEveryLinearOfEveryBlock) {
+  ASSERT_EQ(plan_.linears.size(), 14U);
+  EXPECT_EQ(plan_.linears[0].name, "model.layers.0.self_attn.q_proj");
+  EXPECT_EQ(plan_.linears[13].name, "model.layers.1.mlp.down_proj");
+  EXPECT_EQ(plan_.linears[13].layer, 1);
+  EXPECT_EQ(plan_.linears[13].role, Role::kDown);
+  EXPECT_EQ(plan_.linears[13].out_features, 64);
+  EXPECT_EQ(plan_.linears[13].in_features, 96);
+  for (const PlannedLinear& linear : plan_.linears) {
+    EXPECT_EQ(linear.method, "gptq");
+    EXPECT_EQ(linear.scheme.group_size, 32);
+    EXPECT_EQ(plan_.find(linear.name), &linear);
+  }
+  EXPECT_EQ(plan_.find("lm_head"), nullptr);
+}
+
+TEST_F(Plan, JsonRoundTrips) {
+  plan_.linears[1].scheme = {.bits = 8, .symmetric = false, .group_size = 0};
+  plan_.linears[2].method = "keep";
+  plan_.linears[2].reason = "sensitive \"one\"";
+  plan_.linears[3].method = "rtn";
+  const Json document = document_of(plan_);
+  expect_equal(read_plan(document, "plan.json", graph_), plan_);
+  // Through text too, and a second time to the same text.
+  const Json again = parse_json(document.dump(2), "plan.json");
+  EXPECT_EQ(document_of(read_plan(again, "plan.json", graph_)).dump(), document.dump());
+  // A whole row is -1 in the file, as in other tools; 0 is read too.
+  EXPECT_EQ(document["linears"][1]["group_size"], -1);
+  EXPECT_EQ(
+      read([](Json& linears) { linears[1]["group_size"] = 0; }).linears[1].scheme.group_size, 0);
+  // Kept linears carry no grid.
+  EXPECT_FALSE(document["linears"][2].contains("bits"));
+}
+
+TEST_F(Plan, EditsAreObeyed) {
+  const QuantPlan edited = read([](Json& linears) {
+    linears[0]["bits"] = 8;
+    linears[4]["method"] = "rtn";
+    linears[4]["symmetric"] = false;
+    linears[5]["group_size"] = 64;
+    linears[6] = {{"name", linears[6]["name"]}, {"method", "keep"}};
+    linears[7].erase("reason");
+    linears[7].erase("symmetric");
+    std::swap(linears[8], linears[13]);  // the order of the file does not matter
+  });
+  EXPECT_EQ(edited.linears[0].scheme.bits, 8);
+  EXPECT_EQ(edited.linears[1].scheme.bits, 4);
+  EXPECT_EQ(edited.linears[4].method, "rtn");
+  EXPECT_FALSE(edited.linears[4].scheme.symmetric);
+  EXPECT_EQ(edited.linears[5].scheme.group_size, 64);
+  EXPECT_TRUE(edited.linears[6].keep());
+  EXPECT_EQ(edited.linears[7].reason, "");
+  EXPECT_TRUE(edited.linears[7].scheme.symmetric);
+  EXPECT_EQ(edited.linears[8].name, plan_.linears[8].name);
+  EXPECT_EQ(edited.linears[13].name, plan_.linears[13].name);
+}
+
+TEST_F(Plan, NamesMustBeThoseOfTheModel) {
+  const std::string second = plan_.linears[1].name;
+  EXPECT_EQ(fault_of_refusal([](Json& linears) { linears[3] = linears[1]; }, second), "");  // twice
+  EXPECT_EQ(fault_of_refusal([](Json& linears) { linears.push_back(linears[1]); }, second), "");
+  EXPECT_EQ(fault_of_refusal([](Json& linears) { linears.erase(1); }, second), "");  // missing
+  EXPECT_EQ(fault_of_refusal([](Json& linears) { linears = Json::array(); }, "q_proj"), "");
+  EXPECT_EQ(
+      fault_of_refusal(
+          [](Json& linears) {
+            linears.push_back(linears[1]);
+            linears.back()["name"] = "model.layers.2.self_attn.k_proj";
+          },
+          "model.layers.2.self_attn.k_proj"),
+      "");
+  EXPECT_EQ(
+      fault_of_refusal(
+          [](Json& linears) {
+            linears.push_back(linears[1]);
+            linears.back()["name"] = "lm_head";
+          },
+          "lm_head"),
+      "");
+  EXPECT_EQ(fault_of_refusal([](Json& linears) { linears[1].erase("name"); }, "name"), "");
+  EXPECT_EQ(fault_of_refusal([](Json& linears) { linears[1]["name"] = 3; }, "name"), "");
+}
+
+TEST_F(Plan, ValuesOutOfRangeAreRefusedByName) {
+  const std::string name = plan_.linears[1].name;
+  const auto set = [](const char* key, const Json& value) {
+    return [key, value](Json& linears) { linears[1][key] = value; };
+  };
+  for (const Json& bad :
+       {Json(0), Json(9), Json(-4), Json("4"), Json(4.5), Json(nullptr), Json(INT64_MAX)}) {
+    EXPECT_EQ(fault_of_refusal(set("bits", bad), name), "") << bad;
+  }
+  for (const Json& bad : {Json(-2), Json((1 << 20) + 1), Json("g"), Json(nullptr), Json(0.5)}) {
+    EXPECT_EQ(fault_of_refusal(set("group_size", bad), name), "") << bad;
+  }
+  EXPECT_EQ(fault_of_refusal(set("symmetric", 1), name), "");
+  EXPECT_EQ(fault_of_refusal(set("method", 1), name), "");
+  EXPECT_EQ(fault_of_refusal(set("method", nullptr), name), "");
+  EXPECT_EQ(fault_of_refusal(set("reason", 1), name), "");
+  EXPECT_EQ(fault_of_refusal([](Json& linears) { linears[1].erase("bits"); }, name), "");
+  EXPECT_EQ(fault_of_refusal([](Json& linears) { linears[1].erase("group_size"); }, name), "");
+}
+
+TEST_F(Plan, OtherDocumentsAreRefused) {
+  for (const char* text : {"[]", "3", "{}", R"({"linears": {}})", R"({"linears": [3]})"}) {
+    EXPECT_THROW((void)read_plan(parse_json(text, "t"), "plan.json", graph_), ParseError) << text;
+  }
+}
+
+}  // namespace
+}  // namespace quern
