@@ -32,7 +32,9 @@ std::uint64_t ActivationStore::bytes(std::int64_t width, const std::vector<std::
 }
 
 ActivationStore::ActivationStore(
-    std::int64_t width, std::vector<std::int64_t> rows, const std::filesystem::path& spill_directory)
+    std::int64_t width,
+    std::vector<std::int64_t> rows,
+    const std::filesystem::path& spill_directory)
     : width_(width), rows_(std::move(rows)) {
   std::int64_t total = 0;
   for (const std::int64_t n : rows_) {
@@ -47,7 +49,8 @@ ActivationStore::ActivationStore(
   if (descriptor_ < 0) {
     throw_spill_error(errno);
   }
-  const int code = ::posix_fallocate(descriptor_, 0, std::max<off_t>(1, total * static_cast<off_t>(sizeof(float))));
+  const int code = ::posix_fallocate(
+      descriptor_, 0, std::max<off_t>(1, total * static_cast<off_t>(sizeof(float))));
   if (code != 0) {
     ::close(descriptor_);
     throw_spill_error(code);

@@ -13,6 +13,7 @@
 #include <cmath>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <random>
 #include <utility>
 
@@ -22,11 +23,16 @@ namespace {
 constexpr std::uint64_t kMaxText = std::uint64_t{4} << 30U;
 
 [[noreturn]] void throw_bad_archive(const std::filesystem::path& path, const std::string& reason) {
-  throw ParseError("a compressed calibration file cannot be read", path.string(), reason, "get the file again");
+  throw ParseError(
+      "a compressed calibration file cannot be read", path.string(), reason, "get the file again");
 }
 
 [[noreturn]] void throw_too_large(const std::filesystem::path& path) {
-  throw ParseError("a calibration file is too large", path.string(), "more than 4 GiB of text", "take a part of it: a few MB are plenty");
+  throw ParseError(
+      "a calibration file is too large",
+      path.string(),
+      "more than 4 GiB of text",
+      "take a part of it: a few MB are plenty");
 }
 
 std::string gunzip(const std::string& bytes, const std::filesystem::path& path) {
@@ -34,7 +40,8 @@ std::string gunzip(const std::string& bytes, const std::filesystem::path& path) 
   if (::inflateInit2(&stream, 15 + 32) != Z_OK) {  // 32: gzip or zlib header
     throw_bad_archive(path, "zlib does not start");
   }
-  const std::unique_ptr<z_stream, void (*)(z_stream*)> guard(&stream, [](z_stream* s) { ::inflateEnd(s); });
+  const std::unique_ptr<z_stream, void (*)(z_stream*)> guard(
+      &stream, [](z_stream* s) { ::inflateEnd(s); });
   stream.next_in = reinterpret_cast<Bytef*>(const_cast<char*>(bytes.data()));
   stream.avail_in = static_cast<uInt>(bytes.size());
   std::string text;
@@ -60,7 +67,8 @@ std::string gunzip(const std::string& bytes, const std::filesystem::path& path) 
 }
 
 std::string unzstd(const std::string& bytes, const std::filesystem::path& path) {
-  const std::unique_ptr<ZSTD_DCtx, std::size_t (*)(ZSTD_DCtx*)> context(ZSTD_createDCtx(), ZSTD_freeDCtx);
+  const std::unique_ptr<ZSTD_DCtx, std::size_t (*)(ZSTD_DCtx*)> context(
+      ZSTD_createDCtx(), ZSTD_freeDCtx);
   std::string text;
   std::vector<char> buffer(ZSTD_DStreamOutSize());
   ZSTD_inBuffer in{bytes.data(), bytes.size(), 0};
@@ -107,14 +115,30 @@ std::string document_of(const JsonReader& row) {
     }
     return chat_text("user", question) + chat_text("assistant", row.get_string("output"));
   }
-  throw ParseError("a calibration line has no text", row.where(), "expected \"text\", \"messages\" or \"instruction\"", "see quern quantize --help");
+  throw ParseError(
+      "a calibration line has no text",
+      row.where(),
+      "expected \"text\", \"messages\" or \"instruction\"",
+      "see quern quantize --help");
+}
+
+// The token that parts documents in pretraining: by its published name, because the end token of a
+// chat configuration ends a turn instead.
+std::optional<std::int32_t> document_separator(const Tokenizer& tokenizer) {
+  for (const char* name : {"<|endoftext|>", "<|end_of_text|>"}) {
+    if (const auto id = tokenizer.find(name)) {
+      return id;
+    }
+  }
+  return tokenizer.eos_id();
 }
 
 std::vector<std::int32_t> tokens_of(const CalibrationText& text, const Tokenizer& tokenizer) {
+  const std::optional<std::int32_t> separator = document_separator(tokenizer);
   std::vector<std::int32_t> ids;
   for (const std::string& document : text.documents) {
-    if (!ids.empty() && tokenizer.eos_id()) {
-      ids.push_back(*tokenizer.eos_id());
+    if (!ids.empty() && separator) {
+      ids.push_back(*separator);
     }
     const std::vector<std::int32_t> part = tokenizer.encode(document);
     ids.insert(ids.end(), part.begin(), part.end());
@@ -211,7 +235,8 @@ CalibrationSet make_calibration_set(
   for (const CalibrationText& text : texts) {
     const std::vector<std::int32_t> ids = tokens_of(text, tokenizer);
     weight_so_far += text.weight;
-    const auto wanted_now = static_cast<std::int64_t>(std::llround(static_cast<double>(samples) * weight_so_far / total_weight));
+    const auto wanted_now = static_cast<std::int64_t>(
+        std::llround(static_cast<double>(samples) * weight_so_far / total_weight));
     const std::int64_t windows = static_cast<std::int64_t>(ids.size()) / length;
     const std::int64_t count = std::min(windows, wanted_now - wanted_so_far);
     wanted_so_far = wanted_now;
@@ -237,7 +262,8 @@ CalibrationSet make_calibration_set(
   return calibration_set_of(std::move(shuffled), std::move(names));
 }
 
-CalibrationSet calibration_set_of(std::vector<std::vector<std::int32_t>> sequences, std::vector<std::string> sources) {
+CalibrationSet calibration_set_of(
+    std::vector<std::vector<std::int32_t>> sequences, std::vector<std::string> sources) {
   CalibrationSet set;
   Sha256 hash;
   for (const auto& sequence : sequences) {

@@ -16,13 +16,15 @@ __asm__(
 
 extern "C" {
 extern const char quern_default_mix_begin[];  // NOLINT(readability-identifier-naming)
-extern const char quern_default_mix_end[];    // NOLINT(readability-identifier-naming)
+extern const char quern_default_mix_end[];  // NOLINT(readability-identifier-naming)
 }
 
 namespace quern {
 
 std::string_view default_calibration_jsonl() {
-  return {quern_default_mix_begin, static_cast<std::size_t>(quern_default_mix_end - quern_default_mix_begin)};
+  return {
+      quern_default_mix_begin,
+      static_cast<std::size_t>(quern_default_mix_end - quern_default_mix_begin)};
 }
 
 }  // namespace quern

@@ -100,17 +100,31 @@ void SiteAccumulator::add_products(const Context& ctx, const float* X, std::int6
   partial_.resize(static_cast<std::size_t>(width * width));
   const float keep = partial_rows_ == 0 ? 0.0F : 1.0F;
   const std::vector<TilePair> tiles = upper_tiles(width);
-  ctx.pool.for_chunks(static_cast<std::int64_t>(tiles.size()), 1, [&](std::int64_t item, std::int64_t, int) {
-    const TilePair tile = tiles[static_cast<std::size_t>(item)];
-    const std::int64_t m = std::min(kTile, width - tile.row);
-    const std::int64_t n = std::min(kTile, width - tile.column);
-    float* C = partial_.data() + tile.row * width + tile.column;
-    if (tile.row == tile.column) {
-      ctx.blas.syrk_upper(m, rows, 1.0F, X + tile.row, width, keep, C, width);
-    } else {
-      ctx.blas.gemm(true, false, m, n, rows, 1.0F, X + tile.row, width, X + tile.column, width, keep, C, width);
-    }
-  });
+  ctx.pool.for_chunks(
+      static_cast<std::int64_t>(tiles.size()), 1, [&](std::int64_t item, std::int64_t, int) {
+        const TilePair tile = tiles[static_cast<std::size_t>(item)];
+        const std::int64_t m = std::min(kTile, width - tile.row);
+        const std::int64_t n = std::min(kTile, width - tile.column);
+        float* C = partial_.data() + tile.row * width + tile.column;
+        if (tile.row == tile.column) {
+          ctx.blas.syrk_upper(m, rows, 1.0F, X + tile.row, width, keep, C, width);
+        } else {
+          ctx.blas.gemm(
+              true,
+              false,
+              m,
+              n,
+              rows,
+              1.0F,
+              X + tile.row,
+              width,
+              X + tile.column,
+              width,
+              keep,
+              C,
+              width);
+        }
+      });
 }
 
 void SiteAccumulator::flush(const Context& ctx) {
@@ -120,7 +134,8 @@ void SiteAccumulator::flush(const Context& ctx) {
   ctx.pool.for_chunks(width, 16, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t i = begin; i < end; ++i) {
       for (std::int64_t j = i; j < width; ++j) {
-        H[static_cast<std::size_t>(i * width + j)] += static_cast<double>(partial_[static_cast<std::size_t>(i * width + j)]);
+        H[static_cast<std::size_t>(i * width + j)] +=
+            static_cast<double>(partial_[static_cast<std::size_t>(i * width + j)]);
       }
     }
   });

@@ -125,7 +125,7 @@ QuantizeOptions quantize_options(const Session& session, const QuantizeArguments
   options.scheme.bits = a.bits;
   options.scheme.group_size = parse_group_size(a.group_size);
   options.scheme.symmetric = !a.asymmetric;
-  if (a.bits < 1 || a.bits > 8) {
+  if (a.bits < 2 || a.bits > 8) {
     throw UsageError(
         "not a width", fmt::format("--bits {}", a.bits), "expected 2 to 8", "--bits 4");
   }
