@@ -13,6 +13,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
+#include <ctime>
 #include <random>
 #include <vector>
 
@@ -46,11 +47,17 @@ void report(
     const LinearProblem& problem,
     const char* method,
     const MethodOptions& options) {
+  const std::clock_t cpu_start = std::clock();
   const auto start = std::chrono::steady_clock::now();
   const LinearResult result = quern::find_method(method)->quantize(ctx, problem, options);
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  const double cpu_seconds = static_cast<double>(std::clock() - cpu_start) / CLOCKS_PER_SEC;
   fmt::print(
-      "{:<34} {:8.3f} s   error {:.5f}\n", name, seconds.count(), result.report.relative_error);
+      "{:<34} {:8.3f} s  CPU {:8.3f} s   error {:.5f}\n",
+      name,
+      seconds.count(),
+      cpu_seconds,
+      result.report.relative_error);
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include "quant/method.h"
 #include "quant/quadratic_error.h"
 #include "quant/row_block.h"
+#include "quant/shrinkage.h"
 #include "quant_fixture.h"
 #include "synthetic_layer.h"
 
@@ -417,6 +418,89 @@ TEST(Descent, ManyGroupsAreRefittedInWindows) {
           *context, problem, make_options(RangeSearch::kWeighted, ColumnOrder::kActivation, 3, 3))
           .report.relative_error;
   EXPECT_LT(refitted, swept);
+}
+
+TEST(Descent, ErrorsAgreeWithLoops) {
+  const TestContext context;
+  SyntheticOptions shape;
+  shape.out_features = 20;
+  shape.in_features = 150;
+  shape.rows = 300;
+  const SyntheticLayer layer = make_layer(shape, 8);
+  const QuantScheme scheme = {4, true, 32};
+  const Curvature curvature = make_curvature(layer.stats);
+  const std::vector<float> H = dense_curvature(*context, curvature);
+  RowBlock block = RowBlock::load(layer.problem(scheme), 0, 20);
+  block.find_all_ranges(
+      (*context).kernels, scheme, grid_rules(scheme, {}), curvature.importance.data());
+  block.round_all((*context).kernels, scheme);
+  const std::vector<double> expected = row_errors(block, H);
+  const std::vector<double> found = Descent(*context, scheme, H).errors(block);
+  for (std::size_t r = 0; r < expected.size(); ++r) {
+    EXPECT_NEAR(found[r], expected[r], 1e-4 * expected[r]);
+  }
+}
+
+TEST(Descent, RestartsLowerTheError) {
+  const TestContext context;
+  SyntheticLayer layer = make_layer({}, 8);
+  MethodOptions options;
+  double last = 1;
+  for (const int restarts : {0, 1, 3}) {
+    options.restarts = restarts;
+    const double error =
+        quantize_gptq(*context, layer.problem({2, true, 64}), options).report.relative_error;
+    EXPECT_LT(error, last);
+    last = error;
+  }
+}
+
+// --- shrinkage ----------------------------------------------------------------------------------
+
+TEST(Shrinkage, HelpsOnUnseenRowsWhenRowsAreFew) {
+  const TestContext context;
+  double believed = 0;
+  double shrunk = 0;
+  for (std::uint64_t seed = 1; seed <= 3; ++seed) {
+    SyntheticOptions shape;
+    shape.rows = 256;
+    const SyntheticLayer layer = make_layer(shape, seed);
+    MethodOptions options;
+    options.shrinkage = 0;
+    const LinearResult all = quantize_gptq(*context, layer.problem({4, true, 64}), options);
+    believed += test_error(*context, layer, all.packed);
+    EXPECT_EQ(all.report.trust, 1.0);
+    const LinearResult some = quantize_gptq(*context, layer.problem({4, true, 64}), {});
+    shrunk += test_error(*context, layer, some.packed);
+    EXPECT_DOUBLE_EQ(some.report.trust, 1.0 / (1.0 + kDefaultKappa));
+  }
+  EXPECT_LT(shrunk, 0.95 * believed);
+}
+
+TEST(Shrinkage, IsEstimatedFromTheDisagreement) {
+  SyntheticOptions shape;
+  shape.rows = 20000;
+  shape.holdout_rows = 20000;
+  shape.in_features = 48;
+  shape.test_rows = 0;
+  shape.noise = 0.2;
+  const double correlated = estimate_kappa(make_layer(shape, 1).stats);
+  shape.noise = 2.0;
+  const double independent = estimate_kappa(make_layer(shape, 1).stats);
+  EXPECT_LT(correlated, 1.0);
+  EXPECT_GT(independent, 2.0 * correlated);
+  EXPECT_LE(independent, kLargestKappa);
+  // Few held-out rows hardly move it off its default.
+  shape.holdout_rows = 64;
+  EXPECT_NEAR(estimate_kappa(make_layer(shape, 1).stats), kDefaultKappa, 0.1 * kDefaultKappa);
+  shape.holdout_rows = 0;
+  EXPECT_EQ(estimate_kappa(make_layer(shape, 1).stats), kDefaultKappa);
+  // Rows that come in runs of four are worth a quarter: the estimate sees it in the two samples.
+  SiteStats stats = make_layer({.in_features = 48, .rows = 5000, .holdout_rows = 5000}, 1).stats;
+  const double honest = estimate_kappa(stats);
+  stats.rows *= 4;
+  stats.holdout_rows *= 4;
+  EXPECT_GT(estimate_kappa(stats), 2.0 * honest);
 }
 
 // --- invariances --------------------------------------------------------------------------------

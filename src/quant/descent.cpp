@@ -72,12 +72,30 @@ double change_of_error(
 
 Descent::Descent(
     const Context& context, const QuantScheme& quant_scheme, const std::vector<float>& matrix)
-    : ctx(context), scheme(quant_scheme), H(matrix) {
+    : ctx_(context), scheme_(quant_scheme), H_(matrix) {
   const auto n = static_cast<std::size_t>(std::sqrt(static_cast<double>(matrix.size())) + 0.5);
-  inverse_diagonal.resize(n);
+  inverse_diagonal_.resize(n);
   for (std::size_t j = 0; j < n; ++j) {
-    inverse_diagonal[j] = 1.0F / matrix[j * (n + 1)];
+    inverse_diagonal_[j] = 1.0F / matrix[j * (n + 1)];
   }
+}
+
+void Descent::multiply_columns(
+    const RowBlock& block, std::int64_t begin, std::int64_t count, float* out) const {
+  ctx_.blas.gemm(
+      false,
+      false,
+      count,
+      block.lanes,
+      block.columns,
+      1.0F,
+      H_.data() + begin * block.columns,
+      block.columns,
+      block.D.data(),
+      block.lanes,
+      0.0F,
+      out,
+      block.lanes);
 }
 
 void Descent::sweep(RowBlock& block) const {
@@ -88,23 +106,10 @@ void Descent::sweep(RowBlock& block) const {
   for (std::int64_t begin = 0; begin < n; begin += kBlock) {
     const std::int64_t count = std::min(kBlock, n - begin);
     // R = D H of these columns, afresh from D: no rounding error is carried from block to block.
-    ctx.blas.gemm(
-        false,
-        false,
-        count,
-        lanes,
-        n,
-        1.0F,
-        H.data() + begin * n,
-        n,
-        block.D.data(),
-        lanes,
-        0.0F,
-        R.data(),
-        lanes);
-    const ColumnGrid grid = block.grid(scheme, begin, count);
-    const ColumnTile tile = {H.data() + begin * (n + 1), n, inverse_diagonal.data() + begin};
-    ctx.kernels.descend_columns(
+    multiply_columns(block, begin, count, R.data());
+    const ColumnGrid grid = block.grid(scheme_, begin, count);
+    const ColumnTile tile = {H_.data() + begin * (n + 1), n, inverse_diagonal_.data() + begin};
+    ctx_.kernels.descend_columns(
         &grid,
         &tile,
         block.W.data() + begin * lanes,
@@ -118,8 +123,8 @@ void Descent::sweep(RowBlock& block) const {
 void Descent::refit_scales(RowBlock& block) const {
   const std::int64_t n = block.columns;
   const std::int64_t lanes = block.lanes;
-  const std::int64_t width = scheme.group_width(n);
-  const std::int64_t groups = scheme.groups(n);
+  const std::int64_t width = scheme_.group_width(n);
+  const std::int64_t groups = scheme_.groups(n);
   const std::vector<float> V = signed_codes(block);
   std::vector<float> product;
   for (std::int64_t first = 0; first < groups; first += kWindow) {
@@ -132,20 +137,7 @@ void Descent::refit_scales(RowBlock& block) const {
     product.resize(static_cast<std::size_t>((end - begin) * lanes));
 
     // H D of the window's columns gives the gradient.
-    ctx.blas.gemm(
-        false,
-        false,
-        end - begin,
-        lanes,
-        n,
-        1.0F,
-        H.data() + begin * n,
-        n,
-        block.D.data(),
-        lanes,
-        0.0F,
-        product.data(),
-        lanes);
+    multiply_columns(block, begin, end - begin, product.data());
     for (std::int64_t k = 0; k < system.size; ++k) {
       const std::int64_t column = begin + k * width;
       add_column_products(
@@ -158,14 +150,14 @@ void Descent::refit_scales(RowBlock& block) const {
     // H V_l from group l downwards gives column l of the lower triangle of A.
     for (std::int64_t l = 0; l < system.size; ++l) {
       const std::int64_t column = begin + l * width;
-      ctx.blas.gemm(
+      ctx_.blas.gemm(
           false,
           false,
           end - column,
           lanes,
           std::min(width, end - column),
           1.0F,
-          H.data() + column * (n + 1),
+          H_.data() + column * (n + 1),
           n,
           V.data() + column * lanes,
           lanes,
@@ -199,10 +191,10 @@ void Descent::refit_scales(RowBlock& block) const {
       for (std::int64_t k = 0; k < system.size; ++k) {
         matrix[static_cast<std::size_t>(k * (system.size + 1))] += ridge;
       }
-      if (!ctx.blas.cholesky_lower(system.size, matrix.data(), system.size)) {
+      if (!ctx_.blas.cholesky_lower(system.size, matrix.data(), system.size)) {
         continue;  // no weight of the row is off its zero point: nothing to fit
       }
-      ctx.blas.solve_cholesky_lower(system.size, 1, matrix.data(), system.size, step.data(), 1);
+      ctx_.blas.solve_cholesky_lower(system.size, 1, matrix.data(), system.size, step.data(), 1);
       std::vector<float> scales(static_cast<std::size_t>(system.size));
       for (std::int64_t k = 0; k < system.size; ++k) {
         const float old = block.scales[static_cast<std::size_t>((first + k) * lanes + r)];
@@ -220,6 +212,19 @@ void Descent::refit_scales(RowBlock& block) const {
     }
     block.update_difference();
   }
+}
+
+std::vector<double> Descent::errors(const RowBlock& block) const {
+  const std::int64_t n = block.columns;
+  const std::int64_t lanes = block.lanes;
+  std::vector<float> R(static_cast<std::size_t>(kBlock * lanes));
+  std::vector<double> sums(static_cast<std::size_t>(lanes));
+  for (std::int64_t begin = 0; begin < n; begin += kBlock) {
+    const std::int64_t count = std::min(kBlock, n - begin);
+    multiply_columns(block, begin, count, R.data());
+    add_column_products(R.data(), block.D.data() + begin * lanes, count, lanes, sums.data());
+  }
+  return sums;
 }
 
 void Descent::run(RowBlock& block, int sweeps, int refit_rounds) const {

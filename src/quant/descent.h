@@ -11,12 +11,8 @@ namespace quern {
 // Coordinate descent and scale refit on E = tr(D H D^T), D = Q - W (methods.md 2.6). `H` is
 // [columns, columns] in float, symmetric, with a positive diagonal. Both keep D and the codes of
 // the block consistent and never raise a row's E, up to the rounding of float.
-struct Descent {
-  const Context& ctx;
-  const QuantScheme& scheme;
-  const std::vector<float>& H;
-  std::vector<float> inverse_diagonal;
-
+class Descent {
+ public:
   Descent(
       const Context& context, const QuantScheme& quant_scheme, const std::vector<float>& matrix);
 
@@ -26,8 +22,21 @@ struct Descent {
   // to 64 groups, rounded as stored. A row whose E would not fall keeps its scales.
   void refit_scales(RowBlock& block) const;
 
+  // E of every lane.
+  [[nodiscard]] std::vector<double> errors(const RowBlock& block) const;
+
   // Sweeps, then rounds of (refit, 2 sweeps).
   void run(RowBlock& block, int sweeps, int refit_rounds) const;
+
+ private:
+  // out [count][lanes] = columns [begin, begin + count) of D H.
+  void multiply_columns(
+      const RowBlock& block, std::int64_t begin, std::int64_t count, float* out) const;
+
+  const Context& ctx_;
+  const QuantScheme& scheme_;
+  const std::vector<float>& H_;
+  std::vector<float> inverse_diagonal_;
 };
 
 }  // namespace quern

@@ -158,6 +158,26 @@ class RecursionBlock {
   std::vector<std::int32_t> group_of_;  // by position
 };
 
+// Recursion and descent once more with the scales that the descent fitted.
+void restart(
+    const Recursion& recursion,
+    const Descent& descent,
+    const MethodOptions& options,
+    RowBlock& block) {
+  Recursion with_given_ranges = recursion;
+  with_given_ranges.dynamic_groups = false;
+  RowBlock again = block;
+  RecursionBlock(with_given_ranges, again).run();
+  descent.run(again, options.descent_sweeps, options.refit_rounds);
+  const std::vector<double> before = descent.errors(block);
+  const std::vector<double> after = descent.errors(again);
+  for (std::int64_t r = 0; r < block.lanes; ++r) {
+    if (after[static_cast<std::size_t>(r)] < before[static_cast<std::size_t>(r)]) {
+      block.take_row(again, r);
+    }
+  }
+}
+
 LinearResult fall_back(
     const Context& ctx,
     const LinearProblem& problem,
@@ -218,6 +238,9 @@ Candidates solve(
         block.store(made.recursion);
         if (descends) {
           descent.run(block, options.descent_sweeps, options.refit_rounds);
+          for (int i = 0; i < options.restarts; ++i) {
+            restart(recursion, descent, options, block);
+          }
           block.store(made.descent);
         }
       });

@@ -87,6 +87,19 @@ void RowBlock::update_difference() {
   }
 }
 
+void RowBlock::take_row(const RowBlock& other, std::int64_t row) {
+  for (auto at = static_cast<std::size_t>(row); at < codes.size();
+       at += static_cast<std::size_t>(lanes)) {
+    codes[at] = other.codes[at];
+    D[at] = other.D[at];
+  }
+  for (auto cell = static_cast<std::size_t>(row); cell < scales.size();
+       cell += static_cast<std::size_t>(lanes)) {
+    scales[cell] = other.scales[cell];
+    zeros[cell] = other.zeros[cell];
+  }
+}
+
 void RowBlock::store(PackedLinear& packed) const {
   const std::int64_t groups = packed.groups();
   std::vector<std::uint8_t> row_codes(static_cast<std::size_t>(columns));

@@ -46,6 +46,9 @@ struct RowBlock {
   // D from the present codes and ranges.
   void update_difference();
 
+  // Takes a row's codes, D and ranges over from a block of the same rows.
+  void take_row(const RowBlock& other, std::int64_t row);
+
   void store(PackedLinear& packed) const;
 };
 
