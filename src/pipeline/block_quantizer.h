@@ -48,7 +48,7 @@ class BlockQuantizer {
       std::filesystem::path spill_directory);
 
   // Rounds the planned linears of `block`, puts them into `weights`, and moves `state` to the next
-  // block boundary. Throws InterruptedError between linears when ctx says so.
+  // block boundary. Throws InterruptedError when ctx says so.
   [[nodiscard]] std::vector<QuantizedLinear> run(
       const Block& block, BlockWeights& weights, CalibrationState& state, Progress& progress);
 
@@ -61,6 +61,9 @@ class BlockQuantizer {
       const Block& block, BlockWeights& weights, Progress& progress);
 
  private:
+  void stop_if_interrupted() const;
+  [[nodiscard]] LinearResult round_linear(
+      const PlannedLinear& planned, const LinearProblem& problem) const;
   [[nodiscard]] SiteStats gather(
       const Block& block,
       const BlockWeights& weights,
