@@ -411,11 +411,12 @@ TEST(CalibrationSet, WeightsAreShares) {
   EXPECT_EQ(apples(0, 1, 40), 0);
 }
 
-TEST(CalibrationSet, DocumentsAreJoinedByTheEndToken) {
-  ASSERT_TRUE(tokenizer().eos_id());
+TEST(CalibrationSet, DocumentsArePartedByTheEndOfTextToken) {
+  const auto separator = tokenizer().find("<|endoftext|>");
+  ASSERT_TRUE(separator);
   std::vector<std::int32_t> expected = tokenizer().encode("one two");
   const std::vector<std::int32_t> second = tokenizer().encode("three");
-  expected.push_back(*tokenizer().eos_id());
+  expected.push_back(*separator);
   expected.insert(expected.end(), second.begin(), second.end());
   const CalibrationSet set = make_calibration_set(
       {{"x", 1, {"one two", "three"}}},

@@ -111,7 +111,8 @@ int run_eval(Session& session, const EvalArguments& arguments) {
   std::int64_t tokens = 0;
   std::string text;
   for (const std::string& path : arguments.texts) {
-    const std::string name = file_name(path);
+    const bool is_taken = perplexity.contains(file_name(path));
+    const std::string name = is_taken ? path : file_name(path);
     const std::string content = read_file(path);
     EncodeOptions encode;
     encode.add_special_tokens = true;

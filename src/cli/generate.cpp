@@ -83,14 +83,14 @@ std::function<int(Session&)> configure_generate(CLI::App& app) {
       ->check(CLI::Range(1, 1 << 24));
   app.add_option(
          "--temperature", sampling.temperature, "0 takes the most likely token (default: 0)")
-      ->check(CLI::Range(0.0, 100.0));
+      ->check(number_within(0, 100));
   app.add_option(
          "--top-p", sampling.top_p, "smallest set of likeliest tokens with this share (default: 1)")
-      ->check(CLI::Range(0.0, 1.0));
+      ->check(number_within(0, 1));
   app.add_option("--top-k", sampling.top_k, "the k likeliest (default: all)")
       ->check(CLI::NonNegativeNumber);
   app.add_option("--min-p", sampling.min_p, "at least this share of the likeliest (default: 0)")
-      ->check(CLI::Range(0.0, 1.0));
+      ->check(number_within(0, 1));
   app.add_flag("--ignore-stop", arguments->ignore_stop, "go on after stop tokens");
   add_footer(
       app,

@@ -5,6 +5,9 @@
 
 #include <fmt/format.h>
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <array>
 #include <cstdio>
 #include <exception>
@@ -19,8 +22,6 @@ constexpr std::array kVerbs = {
     Verb{"plan", "what quantize would do: bytes, memory, time; a plan that a person can edit", configure_plan},
     Verb{"inspect", "architecture, tensors, quantization, and what makes this model hard to quantize", configure_inspect},
     Verb{"eval", "perplexity, and divergence from a reference", configure_eval},
-
-
     Verb{"verify", "integrity and census of a checkpoint, against its source", configure_verify},
     Verb{"report", "the HTML report and the summary table of a finished run", configure_report},
     Verb{"generate", "complete a text", configure_generate},
@@ -43,7 +44,9 @@ void add_global_options(CLI::App& app, GlobalOptions& options) {
   app.add_option(
          "--isa", options.isa, "instruction set: scalar, avx2 or avx512 (default: the best)")
       ->group("Global");
-  app.add_option("--seed", options.seed, "seed of everything random (default: 0)")->group("Global");
+  app.add_option("--seed", options.seed, "seed of everything random (default: 0)")
+      ->check(number_within(0, 0x1p64))
+      ->group("Global");
   app.add_flag("--json", options.json, "one JSON document on stdout")->group("Global");
   app.add_flag("--quiet,-q", options.quiet, "errors only")->group("Global");
   app.add_flag("--verbose,-v", options.verbose, "decisions as well")->group("Global");
@@ -88,8 +91,16 @@ int fail(const Error& error) {
   return exit_code(error.kind());
 }
 
-// The verb among the arguments, for messages: the first that is no option.
+// The verb among the arguments, for messages: the first that is one, else the first that is no
+// option.
 std::string typed_verb(const std::vector<std::string>& arguments) {
+  for (const std::string& argument : arguments) {
+    for (const Verb& verb : kVerbs) {
+      if (argument == verb.name) {
+        return argument;
+      }
+    }
+  }
   for (const std::string& argument : arguments) {
     if (!argument.empty() && argument[0] != '-') {
       return argument;
@@ -152,6 +163,12 @@ int run(const std::vector<std::string>& arguments) {
 }  // namespace quern
 
 int main(int argc, char** argv) {
+  // With a closed descriptor 1 or 2, the next file that is opened would get what is printed.
+  int descriptor = 0;
+  while (descriptor >= 0 && descriptor <= 2) {
+    descriptor = ::open("/dev/null", O_RDWR);
+  }
+  ::close(descriptor);
   try {
     return quern::run({argv + 1, argv + argc});
   } catch (const quern::Error& error) {

@@ -75,14 +75,18 @@ fs::path cached_snapshot(const std::string& id) {
 }  // namespace
 
 fs::path resolve_model(const std::string& text) {
-  if (fs::exists(text)) {
+  std::error_code code;
+  if (fs::exists(text, code)) {
     return text;
   }
   if (looks_like_hub_id(text)) {
     return cached_snapshot(text);
   }
   throw IoError(
-      "no such model", text, "neither a path nor a hub id of the form org/name", "check the path");
+      "no such model",
+      text,
+      code ? code.message() : "neither a path nor a hub id of the form org/name",
+      "check the path");
 }
 
 }  // namespace quern

@@ -23,7 +23,8 @@ int run_plan(Session& session, const QuantizeArguments& arguments) {
       {"constraints", Json::array()}};
   session.context().log.info(describe_plan(run, options));
   if (!arguments.output.empty()) {
-    write_file(arguments.output, document.dump(1) + "\n");
+    write_file(
+        arguments.output, document.dump(1, ' ', false, Json::error_handler_t::replace) + "\n");
     session.context().log.info(fmt::format(
         "{}: edit it, then quern quantize {} --plan {} -o OUT",
         arguments.output,

@@ -75,8 +75,7 @@ void add_quantize_options(CLI::App& app, QuantizeArguments& a) {
   app.add_flag("--asymmetric", a.asymmetric, "a zero point for each group")
       ->group("What")
       ->excludes(symmetric);
-  app.add_option("--format", a.format, "gptq or gptq_v2 (default: gptq; with --asymmetric gptq_v2)")
-      ->group("What");
+  app.add_option("--format", a.format, "gptq or gptq_v2 (default: gptq)")->group("What");
   app.add_option("--plan", a.plan, "obey this plan, made by quern plan and edited")->group("What");
   app.add_option(
          "--order",
@@ -89,7 +88,7 @@ void add_quantize_options(CLI::App& app, QuantizeArguments& a) {
       ->check(CLI::IsMember({"minmax", "power", "weighted"}))
       ->group("How");
   app.add_option("--damping", a.damping, "first damping of the second moments (default: 0.01)")
-      ->check(CLI::Range(0.0, 1.0))
+      ->check(number_within(0, 1))
       ->group("How");
   app.add_option("--sweeps", a.sweeps, "coordinate-descent sweeps (default: 3)")
       ->check(CLI::Range(0, 100))

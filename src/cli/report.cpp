@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "report/report.h"
 
+#include "base/error.h"
 #include "base/file.h"
 #include "cli/verb.h"
 
@@ -27,6 +28,17 @@ int run_report(Session& session, const ReportArguments& arguments) {
   const std::filesystem::path run = arguments.run;
   data.manifest =
       read_json(std::filesystem::is_directory(run) ? run / "quantization_manifest.json" : run);
+  const Json* schema = data.manifest.is_object() && data.manifest.contains("schema")
+                           ? &data.manifest["schema"]
+                           : nullptr;
+  if (schema == nullptr || !schema->is_string() ||
+      !schema->get<std::string>().starts_with("quern.quantize/")) {
+    throw ParseError(
+        "not the manifest of a run",
+        arguments.run,
+        "expected the schema quern.quantize/1",
+        "give the output directory of quern quantize");
+  }
   data.original_eval = optional_json(arguments.original_eval);
   data.result_eval = optional_json(arguments.result_eval);
   if (!arguments.output.empty()) {

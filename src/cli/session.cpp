@@ -9,8 +9,11 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
 #include <csignal>
 #include <cstdio>
+#include <string_view>
+#include <system_error>
 #include <utility>
 
 namespace quern {
@@ -23,6 +26,27 @@ void on_interrupt(int) {
   if (interrupts.fetch_add(1) >= 1) {
     constexpr int kInterrupted = 130;
     ::_exit(kInterrupted);  // files appear by rename only: stopping at once is safe
+  }
+}
+
+// Another process cut a file off that we have mapped, or its disk failed.
+void on_bus_error(int) {
+  constexpr std::string_view kText =
+      "error: a file could not be read to its end\n"
+      "reason: it became shorter while it was in use, or its disk failed\n"
+      "try: check the model's files and run the same command again\n";
+  const auto written = ::write(STDERR_FILENO, kText.data(), kText.size());
+  ::_exit(written > 0 ? exit_code(ErrorKind::kInput) : 1);
+}
+
+void print(const std::string& text) {
+  if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0) {
+    throw IoError(
+        "cannot write the result",
+        "standard output",
+        std::error_code(errno, std::generic_category()).message(),
+        "check where it is sent",
+        ErrorKind::kFailed);
   }
 }
 
@@ -54,6 +78,7 @@ Session::Session(const GlobalOptions& options, std::vector<std::string> argument
   context.interrupts = &interrupts;
   context_.emplace(context);
   std::signal(SIGINT, on_interrupt);
+  std::signal(SIGBUS, on_bus_error);
 }
 
 std::string Session::command() const {
@@ -75,17 +100,25 @@ std::string Session::command() const {
 
 void Session::print_json(const Json& document) const {
   if (options_.json) {
-    const std::string text = document.dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
-    std::fwrite(text.data(), 1, text.size(), stdout);
-    std::fflush(stdout);
+    print(document.dump(1, ' ', false, Json::error_handler_t::replace) + "\n");
   }
 }
 
 void Session::print_text(const std::string& text) const {
   if (!options_.json) {
-    std::fwrite(text.data(), 1, text.size(), stdout);
-    std::fflush(stdout);
+    print(text);
   }
+}
+
+CLI::Validator number_within(double low, double high) {
+  return CLI::Validator(
+      [=](std::string& text) {
+        double value = 0;
+        const bool good = CLI::detail::lexical_cast(text, value) && value >= low && value <= high;
+        return good ? std::string()
+                    : fmt::format("Value {} not in range {} to {}", text, low, high);
+      },
+      fmt::format("FLOAT in [{} - {}]", low, high));
 }
 
 void add_footer(CLI::App& app, const std::string& examples) {

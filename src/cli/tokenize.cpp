@@ -8,14 +8,16 @@
 
 #include <cstdio>
 #include <memory>
+#include <optional>
+#include <string>
 
 namespace quern {
 namespace {
 
 struct TokenizeArguments {
   std::string model;
-  std::string text;
-  std::string file;
+  std::optional<std::string> text;
+  std::optional<std::string> file;
   bool special = false;
 };
 
@@ -29,7 +31,7 @@ int tokenize_file(
     const Tokenizer& tokenizer,
     const TokenizeArguments& arguments,
     const EncodeOptions& options) {
-  const std::string text = read_file(arguments.file);
+  const std::string text = read_file(*arguments.file);
   Json rows = Json::array();
   std::size_t number = 0;
   for (std::size_t at = 0; at < text.size();) {
@@ -40,7 +42,7 @@ int tokenize_file(
     if (line.find_first_not_of(" \t\r") == std::string_view::npos) {
       continue;
     }
-    const std::string place = fmt::format("{}: line {}", arguments.file, number);
+    const std::string place = fmt::format("{}: line {}", *arguments.file, number);
     const Json json = parse_json(line, place);
     const Json row = {
         {"ids", ids_json(tokenizer.encode(JsonReader(json, place).get_string("text"), options))}};
@@ -55,9 +57,9 @@ int tokenize_file(
 }
 
 int run_tokenize(Session& session, const TokenizeArguments& arguments) {
-  if (arguments.text.empty() == arguments.file.empty()) {
+  if (arguments.text.has_value() == arguments.file.has_value()) {
     throw UsageError(
-        "nothing to tokenize",
+        arguments.text ? "two texts to tokenize" : "nothing to tokenize",
         "quern tokenize",
         "exactly one of --text and --file is expected",
         "quern tokenize DIR --text Hello");
@@ -65,10 +67,10 @@ int run_tokenize(Session& session, const TokenizeArguments& arguments) {
   const Tokenizer tokenizer = load_tokenizer(resolve_model(arguments.model));
   EncodeOptions options;
   options.add_special_tokens = arguments.special;
-  if (!arguments.file.empty()) {
+  if (arguments.file) {
     return tokenize_file(session, tokenizer, arguments, options);
   }
-  const std::vector<std::int32_t> ids = tokenizer.encode(arguments.text, options);
+  const std::vector<std::int32_t> ids = tokenizer.encode(*arguments.text, options);
   session.print_json({{"schema", "quern.tokenize/1"}, {"ids", ids_json(ids)}});
   session.print_text(Json{{"ids", ids_json(ids)}}.dump() + "\n");
   return 0;

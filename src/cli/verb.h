@@ -79,6 +79,9 @@ struct Verb {
 // local hub cache. Throws UsageError, or Error(kNetwork) for a hub id that is not there.
 [[nodiscard]] std::filesystem::path resolve_model(const std::string& text);
 
+// For ->check(): a number from `low` to `high`; unlike CLI::Range, NaN is none.
+[[nodiscard]] CLI::Validator number_within(double low, double high);
+
 // The example and the exit codes at the end of a verb's help.
 void add_footer(CLI::App& app, const std::string& examples);
 

@@ -123,6 +123,20 @@ WindowScores score_window(
   return scores;
 }
 
+void check_finite(const WindowScores& scores, std::int64_t window) {
+  const auto check = [&](const std::vector<double>& nll, const char* which) {
+    if (!std::all_of(nll.begin(), nll.end(), [](double value) { return std::isfinite(value); })) {
+      throw ParseError(
+          "the model computes values that are not finite",
+          which,
+          fmt::format("found in window {}", window),
+          "check the checkpoint with quern verify: it may be damaged");
+    }
+  };
+  check(scores.nll, "MODEL");
+  check(scores.reference_nll, "--reference");
+}
+
 double mean_of(std::span<const double> values) {
   return values.empty() ? 0
                         : std::accumulate(values.begin(), values.end(), 0.0) /
@@ -183,14 +197,13 @@ void check_options(
     const PerplexityOptions& options,
     const Decoder& model,
     const Decoder* reference) {
-  // The second half of two tokens holds no prediction.
-  const std::int64_t shortest = options.protocol == Protocol::kGptq ? 2 : 3;
-  if (options.context < shortest) {
+  const Counted counted = counted_positions(options);
+  if (options.context < 2 || counted.first_prediction >= counted.end_prediction) {
     throw UsageError(
         "the context is too short",
-        "--context",
-        fmt::format("at least {} tokens expected, found {}", shortest, options.context),
-        "--context 2048");
+        fmt::format("--context {}", options.context),
+        "no prediction of such a window is counted",
+        "--context 512");
   }
   if (static_cast<std::int64_t>(tokens) < options.context) {
     throw UsageError(
@@ -254,6 +267,7 @@ TextResult evaluate_text(
       window[0] = *options.bos_id;
     }
     const WindowScores scores = score_window(ctx, model, reference, window);
+    check_finite(scores, w);
     nll.add(predictions(scores.nll));
     if (reference != nullptr) {
       reference_nll.add(predictions(scores.reference_nll));

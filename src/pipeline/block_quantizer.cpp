@@ -57,14 +57,6 @@ class PartTimer {
   double cpu_;
 };
 
-[[noreturn]] void throw_interrupted(const std::string& where) {
-  throw InterruptedError(
-      "interrupted",
-      where,
-      "the finished blocks are saved",
-      "run the same command again: it goes on from there");
-}
-
 }  // namespace
 
 BlockWork block_work(
@@ -97,6 +89,27 @@ BlockQuantizer::BlockQuantizer(
       spill_directory_(std::move(spill_directory)),
       workspace_(ctx) {}
 
+void BlockQuantizer::stop_if_interrupted() const {
+  if (ctx_.interrupted()) {
+    throw InterruptedError(
+        "interrupted",
+        "",
+        "the finished blocks are saved",
+        "run the same command again: it goes on from there");
+  }
+}
+
+LinearResult BlockQuantizer::round_linear(
+    const PlannedLinear& planned, const LinearProblem& problem) const {
+  try {
+    return find_method(planned.method)->quantize(ctx_, problem, options_);
+  } catch (const Error& error) {
+    // The methods know rows and columns, not whose.
+    const std::string where = planned.name + (error.where().empty() ? "" : ", " + error.where());
+    throw Error(error.kind(), error.failed(), where, error.reason(), error.hint());
+  }
+}
+
 void BlockQuantizer::load_site_input(
     const BlockWeights& weights,
     int site,
@@ -126,10 +139,8 @@ SiteStats BlockQuantizer::gather(
   const PartTimer timer(times_.gather);
   SiteAccumulator accumulator(block.sites[static_cast<std::size_t>(site)].width);
   for (std::int64_t i = 0; i < static_cast<std::int64_t>(state.order.size()); ++i) {
+    stop_if_interrupted();
     const std::int64_t sequence = state.order[static_cast<std::size_t>(i)];
-    if (ctx_.interrupted()) {
-      throw_interrupted(block.sites[static_cast<std::size_t>(site)].name);
-    }
     const std::int64_t rows = state.x.rows(sequence);
     load_site_input(weights, site, state, carried, sequence);
     accumulator.add(ctx_, X_.data(), rows, state.is_holdout(i));
@@ -137,7 +148,15 @@ SiteStats BlockQuantizer::gather(
     times_.gather.work += work;
     progress.add(work);
   }
-  return accumulator.finish(ctx_);
+  SiteStats stats = accumulator.finish(ctx_);
+  if (stats.rows + stats.holdout_rows == 0 && stats.dropped_rows > 0) {
+    throw ParseError(
+        "the model computes values that are not finite",
+        fmt::format("layer {}, {}", block.index, block.sites[static_cast<std::size_t>(site)].name),
+        fmt::format("all {} calibration tokens give infinity or NaN there", stats.dropped_rows),
+        "check the checkpoint with quern verify: it may be damaged");
+  }
+  return stats;
 }
 
 void BlockQuantizer::quantize_site(
@@ -157,14 +176,11 @@ void BlockQuantizer::quantize_site(
     if (planned == nullptr || planned->keep()) {
       continue;
     }
-    if (ctx_.interrupted()) {
-      throw_interrupted(linear.module);
-    }
+    stop_if_interrupted();
     const double started = steady_seconds();
     const std::vector<float> W = to_float(target.dense);
-    const Method* method = find_method(planned->method);
-    LinearProblem problem{W, linear.out_features, linear.in_features, stats, planned->scheme};
-    LinearResult result = method->quantize(ctx_, problem, options_);
+    const LinearProblem problem{W, linear.out_features, linear.in_features, stats, planned->scheme};
+    LinearResult result = round_linear(*planned, problem);
     QuantizedLinear row;
     row.plan = planned;
     row.packed = std::make_shared<const PackedLinear>(std::move(result.packed));
@@ -193,6 +209,7 @@ std::optional<ActivationStore> BlockQuantizer::apply_to_all(
         block.sites[static_cast<std::size_t>(site) + 1].width, std::move(rows), spill_directory_);
   }
   for (const std::int64_t sequence : state.order) {
+    stop_if_interrupted();
     const std::int64_t rows = state.x.rows(sequence);
     load_site_input(weights, site, state, carried, sequence);
     carried_.resize(next ? static_cast<std::size_t>(rows * next->width()) : 0);
@@ -249,9 +266,7 @@ void BlockQuantizer::advance(
       "layer {}/{}  done before, running through it", block.index + 1, graph_.blocks.size()));
   LayerCache cache;
   for (const std::int64_t sequence : state.order) {
-    if (ctx_.interrupted()) {
-      throw_interrupted("");
-    }
+    stop_if_interrupted();
     const std::int64_t rows = state.x.rows(sequence);
     x_.resize(static_cast<std::size_t>(rows * graph_.config.hidden_size));
     state.x.read(sequence, x_.data());

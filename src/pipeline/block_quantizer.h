@@ -62,7 +62,7 @@ class BlockQuantizer {
       std::filesystem::path spill_directory);
 
   // Rounds the planned linears of `block`, puts them into `weights`, and moves `state` to the next
-  // block boundary. Throws InterruptedError between linears when ctx says so.
+  // block boundary. Throws InterruptedError when ctx says so.
   [[nodiscard]] std::vector<QuantizedLinear> run(
       const Block& block, BlockWeights& weights, CalibrationState& state, Progress& progress);
 
@@ -77,6 +77,9 @@ class BlockQuantizer {
   [[nodiscard]] const PartTimes& times() const noexcept { return times_; }
 
  private:
+  void stop_if_interrupted() const;
+  [[nodiscard]] LinearResult round_linear(
+      const PlannedLinear& planned, const LinearProblem& problem) const;
   [[nodiscard]] SiteStats gather(
       const Block& block,
       const BlockWeights& weights,

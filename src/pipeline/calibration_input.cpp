@@ -28,43 +28,43 @@ void check_ids(const CalibrationSet& set, std::int64_t vocab) {
   }
 }
 
-const TensorView& require_input_ids(
-    const SafetensorsStore& store, const std::filesystem::path& path) {
+const TensorView& find_input_ids(const SafetensorsStore& store, const std::filesystem::path& path) {
   const TensorView* view = store.find("input_ids");
-  if (view == nullptr || view->shape.size() != 2 ||
+  if (view == nullptr || view->shape.size() != 2 || view->shape[0] < 1 || view->shape[1] < 1 ||
       (view->dtype != DType::kI32 && view->dtype != DType::kI64)) {
     throw ParseError(
         "no usable token ids in the file",
         path.string(),
-        "expected input_ids [n, length], I32 or I64",
+        "expected input_ids [n, length], I32 or I64, not empty",
         "see quern quantize --help");
   }
   return *view;
 }
 
-bool is_token_ids(const CalibrationOptions& options) {
+bool is_ids_file(const CalibrationOptions& options) {
   return options.files.size() == 1 && options.files.front().first.extension() == ".safetensors";
 }
 
 }  // namespace
 
 CalibrationExtent calibration_extent(const CalibrationOptions& options) {
-  if (!is_token_ids(options)) {
+  if (!is_ids_file(options)) {
     return {options.samples, options.length};
   }
-  const auto store = SafetensorsStore::open(options.files.front().first);
-  const Shape& shape = require_input_ids(*store, options.files.front().first).shape;
+  const std::filesystem::path& path = options.files.front().first;
+  const auto store = SafetensorsStore::open(path);
+  const Shape& shape = find_input_ids(*store, path).shape;
   return {std::min(options.samples, shape[0]), shape[1]};
 }
 
 std::vector<std::vector<std::int32_t>> read_input_ids(const std::filesystem::path& path) {
   const auto store = SafetensorsStore::open(path);
-  const TensorView* view = &require_input_ids(*store, path);
-  std::vector<std::vector<std::int32_t>> rows(static_cast<std::size_t>(view->shape[0]));
-  const std::size_t size = dtype_size(view->dtype);
-  const std::byte* at = view->bytes.data();
+  const TensorView& view = find_input_ids(*store, path);
+  std::vector<std::vector<std::int32_t>> rows(static_cast<std::size_t>(view.shape[0]));
+  const std::size_t size = dtype_size(view.dtype);
+  const std::byte* at = view.bytes.data();
   for (auto& row : rows) {
-    row.resize(static_cast<std::size_t>(view->shape[1]));
+    row.resize(static_cast<std::size_t>(view.shape[1]));
     for (std::int32_t& id : row) {
       std::int64_t value = 0;
       std::memcpy(&value, at, size);  // little-endian: the low bytes
@@ -88,18 +88,11 @@ std::vector<std::vector<std::int32_t>> read_input_ids(const std::filesystem::pat
 CalibrationSet load_calibration(
     const CalibrationOptions& options, const PreparedRun& run, std::uint64_t seed) {
   CalibrationSet set;
-  if (is_token_ids(options)) {
+  if (is_ids_file(options)) {
     const std::filesystem::path& path = options.files.front().first;
     std::vector<std::vector<std::int32_t>> rows = read_input_ids(path);
     if (options.samples > 0 && rows.size() > static_cast<std::size_t>(options.samples)) {
       rows.resize(static_cast<std::size_t>(options.samples));
-    }
-    if (rows.empty() || rows.front().empty()) {
-      throw UsageError(
-          "no calibration sequences",
-          "--calibration " + path.string(),
-          "input_ids is empty",
-          "use another file");
     }
     set = calibration_set_of(std::move(rows), {path.filename().string()});
   } else {

@@ -4,6 +4,8 @@
 #include "calib/calibration_set.h"
 #include "pipeline/quantize.h"
 
+#include <cstdint>
+
 namespace quern {
 
 // The sequences that the options ask for: a .safetensors file with `input_ids` [n, length] as it
@@ -12,7 +14,8 @@ namespace quern {
 [[nodiscard]] CalibrationSet load_calibration(
     const CalibrationOptions& options, const PreparedRun& run, std::uint64_t seed);
 
-// How many sequences of which length there will be, at most; reads no more than a header.
+// How many sequences the options ask for, and how long they are; read from the header of a
+// .safetensors file. Throws ParseError when it holds no token ids.
 struct CalibrationExtent {
   std::int64_t samples = 0;
   std::int64_t length = 0;

@@ -28,18 +28,6 @@ std::map<std::string, const PlannedLinear*> replaced_tensors(const QuantPlan& pl
   return replaced;
 }
 
-Json output_config(const PreparedRun& run, const Json& meta) {
-  std::vector<OutputModule> modules;
-  const QuantScheme* common = nullptr;
-  for (const PlannedLinear& linear : run.plan.linears) {
-    modules.push_back({linear.name, linear.keep() ? std::nullopt : std::optional(linear.scheme)});
-    if (!linear.keep() && common == nullptr) {
-      common = &linear.scheme;
-    }
-  }
-  return run.format->config(common != nullptr ? *common : QuantScheme{}, modules, meta);
-}
-
 [[noreturn]] void throw_mismatch(const std::string& name, const std::string& found) {
   throw Error(
       ErrorKind::kFailed,
@@ -72,6 +60,18 @@ std::vector<TensorDeclaration> declare_output(
     }
   }
   return declarations;
+}
+
+Json output_config(const PreparedRun& run, const Json& meta) {
+  std::vector<OutputModule> modules;
+  const QuantScheme* common = nullptr;
+  for (const PlannedLinear& linear : run.plan.linears) {
+    modules.push_back({linear.name, linear.keep() ? std::nullopt : std::optional(linear.scheme)});
+    if (!linear.keep() && common == nullptr) {
+      common = &linear.scheme;
+    }
+  }
+  return run.format->config(common != nullptr ? *common : QuantScheme{}, modules, meta);
 }
 
 void write_output(

@@ -16,6 +16,10 @@ namespace quern {
 [[nodiscard]] std::vector<TensorDeclaration> declare_output(
     const Checkpoint& source, const QuantPlan& plan, const OutputFormat& format);
 
+// `quantization_config` of the output; throws UnsupportedError for a plan that the format cannot
+// say.
+[[nodiscard]] Json output_config(const PreparedRun& run, const Json& meta);
+
 // A source tensor that the output does not hold under its name.
 struct CensusEntry {
   std::string name;

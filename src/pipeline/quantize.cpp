@@ -13,6 +13,7 @@
 #include "nn/decoder.h"
 #include "pipeline/calibration_input.h"
 #include "pipeline/output.h"
+#include "pipeline/run_paths.h"
 #include "pipeline/run_state.h"
 #include "pipeline/source_card.h"
 #include "quern/version.h"
@@ -33,19 +34,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr const char* kManifestName = "quantization_manifest.json";
-
-fs::path beside(const fs::path& output, const char* suffix) {
-  fs::path name = output;
-  if (!name.has_filename()) {
-    name = name.parent_path();  // "out/" names the same directory as "out"
-  }
-  name += suffix;
-  return name;
-}
-
-fs::path work_directory(const QuantizeOptions& options) {
-  return options.work_directory.empty() ? beside(options.output, ".run") : options.work_directory;
-}
+constexpr std::size_t kMostShards = 500;  // all are open at once
 
 void check_bits(const QuantPlan& plan) {
   for (const PlannedLinear& linear : plan.linears) {
@@ -95,7 +84,7 @@ std::uint64_t source_bytes(const Checkpoint& source) {
 std::vector<fs::path> weight_files(const fs::path& directory) {
   std::vector<fs::path> files;
   for (const auto& entry : fs::directory_iterator(directory)) {
-    if (entry.path().extension() == ".safetensors") {
+    if (entry.path().extension() == ".safetensors" && entry.is_regular_file()) {
       files.push_back(entry.path());
     }
   }
@@ -144,15 +133,30 @@ Json fingerprint_of(
       {"seed", ctx.seed}};
 }
 
+// What stands at `output`, if it is the whole result of the run with this fingerprint.
 std::optional<Json> finished_manifest(const fs::path& output, const std::string& fingerprint) {
   const fs::path path = output / kManifestName;
   if (!fs::exists(path)) {
     return std::nullopt;
   }
-  Json manifest = read_json(path);
-  const auto found = manifest.find("fingerprint");
-  return found != manifest.end() && *found == fingerprint ? std::optional(std::move(manifest))
-                                                          : std::nullopt;
+  try {
+    Json manifest = read_json(path);
+    const JsonReader reader(manifest, path.string());
+    if (reader.get_string_or("fingerprint", "") != fingerprint) {
+      return std::nullopt;
+    }
+    for (const Json& entry : reader.get_array("files")) {
+      const JsonReader file(entry, path.string());
+      std::error_code code;
+      const auto size = fs::file_size(output / file.get_string("name"), code);
+      if (code || size != static_cast<std::uint64_t>(file.get_int("size"))) {
+        return std::nullopt;
+      }
+    }
+    return manifest;
+  } catch (const Error&) {
+    return std::nullopt;  // whatever it is, it is not ours
+  }
 }
 
 bool is_occupied(const fs::path& output) {
@@ -161,8 +165,8 @@ bool is_occupied(const fs::path& output) {
          !(fs::is_directory(output, code) && fs::is_empty(output, code));
 }
 
-void refuse_occupied(const QuantizeOptions& options) {
-  if (is_occupied(options.output) && !options.force) {
+void refuse_occupied(const QuantizeOptions& options, const fs::path& output) {
+  if (is_occupied(output) && !options.force) {
     throw UsageError(
         "the output is not empty",
         "-o " + options.output.string(),
@@ -179,6 +183,48 @@ void move_aside(const fs::path& output) {
       return;
     }
   }
+}
+
+// What an earlier run left in the staging directory is ours to take; anything else is not.
+void refuse_foreign_staging(const RunPaths& paths) {
+  std::error_code code;
+  if (!RunState::is_started(paths.work) && fs::exists(paths.staging, code) &&
+      !fs::is_empty(paths.staging, code)) {
+    throw UsageError(
+        "a directory is in the way",
+        paths.staging.string(),
+        "the result is put together there, and it holds files of something else",
+        "move it away, or choose another output");
+  }
+}
+
+void check_disk(const PreparedRun& run, const fs::path& staging) {
+  std::error_code code;
+  const auto space = fs::space(staging, code);
+  const std::uint64_t needed = run.layout.total_bytes();
+  if (!code && space.available < needed) {
+    throw ResourceError(
+        "not enough disk space for the result",
+        staging.parent_path().string(),
+        fmt::format(
+            "{} needed, {} free",
+            human_bytes(static_cast<double>(needed)),
+            human_bytes(static_cast<double>(space.available))),
+        "free some space and run the same command again, or choose another output");
+  }
+}
+
+// How people call the model: org/name for a snapshot in the hub's cache.
+std::string model_name(const fs::path& directory) {
+  const fs::path path = fs::weakly_canonical(fs::absolute(directory));
+  const std::string folder = path.parent_path().parent_path().filename().string();
+  constexpr std::string_view kCached = "models--";
+  const std::size_t split = folder.find("--", kCached.size());
+  if (path.parent_path().filename() == "snapshots" && folder.starts_with(kCached) &&
+      split != std::string::npos) {
+    return folder.substr(kCached.size(), split - kCached.size()) + "/" + folder.substr(split + 2);
+  }
+  return path.has_filename() ? path.filename().string() : path.parent_path().filename().string();
 }
 
 CalibrationState initial_state(
@@ -398,15 +444,30 @@ PreparedRun prepare_quantize(const Context& ctx, const QuantizeOptions& options)
                               options.method_options.range == RangeSearch::kWeighted;
     }
   }
+  if (std::all_of(run.plan.linears.begin(), run.plan.linears.end(), [](const auto& linear) {
+        return linear.keep();
+      })) {
+    throw UsageError(
+        "the plan quantizes nothing",
+        options.plan_file.string(),
+        "every linear is kept",
+        "give at least one linear a method");
+  }
+  (void)output_config(run, Json::object());  // refuses what the format cannot say
   run.declarations = declare_output(*run.source, run.plan, *run.format);
   SafetensorsOptions layout;
   layout.max_file_bytes = options.shard_bytes;
   run.layout = plan_safetensors(run.declarations, layout);
+  if (run.layout.files.size() > kMostShards) {
+    throw UsageError(
+        "too many weight files",
+        fmt::format("--shard-size {}", options.shard_bytes),
+        fmt::format("at most {} expected, there would be {}", kMostShards, run.layout.files.size()),
+        "--shard-size 5GB");
+  }
   const CalibrationExtent extent = calibration_extent(options.calibration);
-  run.samples = extent.samples;
-  run.length = extent.length;
   run.estimate = estimate_run(
-      ctx, run.graph, options.method_options, run.samples, run.length, run.needs_calibration);
+      ctx, run.graph, options.method_options, extent.samples, extent.length, run.needs_calibration);
   return run;
 }
 
@@ -435,9 +496,7 @@ std::string describe_plan(const PreparedRun& run, const QuantizeOptions& options
     }
   }
   std::error_code code;
-  fs::path disk = beside(options.output, "");
-  disk = fs::absolute(disk, code).parent_path();
-  const auto space = fs::space(disk, code);
+  const auto space = fs::space(fs::absolute(options.output, code).parent_path(), code);
   std::string text;
   text += fmt::format(
       "Model    {}  {} layers, {:.1f} M parameters, {} in {} file(s)\n",
@@ -479,38 +538,51 @@ std::string describe_plan(const PreparedRun& run, const QuantizeOptions& options
 Json quantize(const Context& ctx, const QuantizeOptions& options) {
   const double started = steady_seconds();
   PreparedRun run = prepare_quantize(ctx, options);
+  const RunPaths paths = resolve_run_paths(options, run.source->directory());
   ctx.log.info(describe_plan(run, options));
   CalibrationSet calibration;
   if (run.needs_calibration) {
     calibration = load_calibration(options.calibration, run, ctx.seed);
-    if (static_cast<std::int64_t>(calibration.sequences.size()) < run.samples) {
-      ctx.log.info(fmt::format(
-          "calibration: {} sequences, all that the text holds", calibration.sequences.size()));
+    const auto sequences = static_cast<std::int64_t>(calibration.sequences.size());
+    if (sequences < calibration_extent(options.calibration).samples) {
+      ctx.log.info(fmt::format("calibration: {} sequences, all that the text holds", sequences));
     }
     const auto length = static_cast<std::int64_t>(calibration.sequences.front().size());
-    run.estimate = estimate_run(
-        ctx,
-        run.graph,
-        options.method_options,
-        static_cast<std::int64_t>(calibration.sequences.size()),
-        length,
-        true);
+    run.estimate = estimate_run(ctx, run.graph, options.method_options, sequences, length, true);
   }
   MethodOptions method_options = options.method_options;
   method_options.minimum_zero_one = run.format->minimum_zero_one;
-  const Json fingerprint = fingerprint_of(ctx, run, options, calibration);
+  // File names need not be UTF-8; JSON is.
+  const std::string fingerprint_text = fingerprint_of(ctx, run, options, calibration)
+                                           .dump(-1, ' ', false, Json::error_handler_t::replace);
   Sha256 hash;
-  hash.update(fingerprint.dump());
+  hash.update(fingerprint_text);
   const std::string fingerprint_hash = hash.hex();
-  if (options.resume) {
-    if (const auto manifest = finished_manifest(options.output, fingerprint_hash)) {
+  const auto finished = [&]() -> std::optional<Json> {
+    auto manifest =
+        options.resume ? finished_manifest(paths.output, fingerprint_hash) : std::optional<Json>();
+    if (manifest) {
       ctx.log.info(
           fmt::format("{} holds the finished result of this run already", options.output.string()));
-      return *manifest;
+    } else {
+      refuse_occupied(options, paths.output);
     }
+    return manifest;
+  };
+  if (const auto manifest = finished()) {
+    return *manifest;
   }
-  refuse_occupied(options);
-  const RunState state(work_directory(options), fingerprint, options.resume);
+  refuse_foreign_staging(paths);
+  const RunState state(paths.work, parse_json(fingerprint_text, "fingerprint"), options.resume);
+  const DirectoryLock staging_lock(paths.staging);
+  if (const auto manifest = finished()) {
+    state.remove();
+    return *manifest;  // another run has just made it
+  }
+  for (const auto& entry : fs::directory_iterator(paths.staging)) {
+    fs::remove_all(entry.path());
+  }
+  check_disk(run, paths.staging);
   if (state.blocks_saved() > 0) {
     ctx.log.info(fmt::format(
         "resuming: {} of {} blocks are done", state.blocks_saved(), run.graph.blocks.size()));
@@ -529,18 +601,7 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
     }
     return std::move(*linears);
   };
-  const fs::path staging = beside(options.output, ".partial");
-  std::error_code code;
-  fs::remove_all(staging, code);
-  fs::create_directories(staging, code);
-  if (code) {
-    throw IoError(
-        "cannot make a directory beside the output",
-        staging.string(),
-        code.message(),
-        "check the path and its permissions",
-        ErrorKind::kFailed);
-  }
+  const fs::path& staging = paths.staging;
   const Json meta = {
       {"options", options_json(options)},
       {"seed", ctx.seed},
@@ -573,9 +634,9 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
         {"commit", kCommit},
         {"isa", ctx.kernels.isa},
         {"blas", ctx.blas.description()}}},
-      {"output", options.output.filename().string()},
+      {"output", paths.output.filename().string()},
       {"source",
-       {{"id", fs::absolute(options.model).filename().string()},
+       {{"id", model_name(run.source->directory())},
         {"bytes", source_bytes(*run.source)},
         {"parameters", parameters},
         {"bits_per_weight", bits_per_weight(source_bytes(*run.source), parameters)},
@@ -604,11 +665,14 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
   write_file(
       staging / "README.md",
       render_model_card(manifest, read_card_source(run.source->directory())));
-  write_file(staging / kManifestName, manifest.dump(1) + "\n");
-  if (is_occupied(options.output)) {
-    move_aside(options.output);
+  write_file(
+      staging / kManifestName, manifest.dump(1, ' ', false, Json::error_handler_t::replace) + "\n");
+  refuse_occupied(options, paths.output);
+  if (is_occupied(paths.output)) {
+    move_aside(paths.output);
   }
-  fs::rename(staging, options.output, code);
+  std::error_code code;
+  fs::rename(staging, paths.output, code);
   if (code) {
     throw IoError(
         "cannot put the result in place",
@@ -617,7 +681,7 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
         "the result is in " + staging.string(),
         ErrorKind::kFailed);
   }
-  sync_directory(fs::absolute(options.output).parent_path());
+  sync_directory(paths.output.parent_path());
   state.remove();
   return manifest;
 }

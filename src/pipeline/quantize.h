@@ -49,8 +49,6 @@ struct PreparedRun {
   QuantPlan plan;
   const OutputFormat* format = nullptr;
   bool needs_calibration = true;
-  std::int64_t samples = 0;  // calibration sequences and their length, as far as headers tell
-  std::int64_t length = 0;
   SafetensorsLayout layout;  // of the weight files
   std::vector<TensorDeclaration> declarations;
   Estimate estimate;

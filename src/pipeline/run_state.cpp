@@ -16,6 +16,23 @@ namespace quern {
 namespace {
 
 constexpr const char* kReportKey = "quern.reports";
+constexpr const char* kStateName = "state.json";
+constexpr const char* kPartialStateName = ".state.json.partial";
+constexpr const char* kLayersName = "layers";
+
+// The directory is emptied at the end: it must not be one that people keep other things in.
+void refuse_strangers(const std::filesystem::path& directory) {
+  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
+    const std::string name = entry.path().filename().string();
+    if (name != kStateName && name != kPartialStateName && name != kLayersName) {
+      throw UsageError(
+          "the work directory holds other files",
+          directory.string(),
+          "found " + name,
+          "give --work-dir a directory of its own");
+    }
+  }
+}
 
 // Keys whose values differ, for the message.
 std::string differences(const Json& before, const Json& now) {
@@ -27,6 +44,15 @@ std::string differences(const Json& before, const Json& now) {
     }
   }
   return text.empty() ? "the kind of state" : text;
+}
+
+// An unreadable state is that of another run.
+Json read_state(const std::filesystem::path& path) {
+  try {
+    return read_json(path);
+  } catch (const Error&) {
+    return Json::object();
+  }
 }
 
 template <class T>
@@ -97,14 +123,11 @@ Json report_json(const QuantizedLinear& linear) {
 }
 
 RunState::RunState(std::filesystem::path directory, const Json& fingerprint, bool resume)
-    : directory_(std::move(directory)) {
-  const std::filesystem::path state = directory_ / "state.json";
-  std::error_code code;
-  if (!resume) {
-    std::filesystem::remove_all(directory_ / "layers", code);
-    std::filesystem::remove(state, code);
-  } else if (std::filesystem::exists(state)) {
-    const Json before = read_json(state);
+    : directory_(std::move(directory)), lock_(directory_) {
+  refuse_strangers(directory_);
+  const std::filesystem::path state = directory_ / kStateName;
+  if (is_started(directory_) && resume) {
+    const Json before = read_state(state);
     if (before != fingerprint) {
       throw UsageError(
           "the work directory belongs to another run",
@@ -112,9 +135,12 @@ RunState::RunState(std::filesystem::path directory, const Json& fingerprint, boo
           "changed: " + differences(before, fingerprint),
           "give the same options as before, or --no-resume to begin anew");
     }
-    return;
+  } else {
+    remove();  // blocks without a state could be of any run
+    write_file(state, fingerprint.dump(1) + "\n");
   }
-  std::filesystem::create_directories(directory_ / "layers", code);
+  std::error_code code;
+  std::filesystem::create_directories(directory_ / kLayersName, code);
   if (code) {
     throw IoError(
         "cannot make the work directory",
@@ -123,16 +149,19 @@ RunState::RunState(std::filesystem::path directory, const Json& fingerprint, boo
         "choose another with --work-dir",
         ErrorKind::kFailed);
   }
-  write_file(state, fingerprint.dump(1) + "\n");
+}
+
+bool RunState::is_started(const std::filesystem::path& directory) {
+  return std::filesystem::exists(directory / kStateName);
 }
 
 std::filesystem::path RunState::block_path(const Block& block) const {
-  return directory_ / "layers" / fmt::format("{:04}.safetensors", block.index);
+  return directory_ / kLayersName / fmt::format("{:04}.safetensors", block.index);
 }
 
 int RunState::blocks_saved() const {
   int count = 0;
-  for (const auto& entry : std::filesystem::directory_iterator(directory_ / "layers")) {
+  for (const auto& entry : std::filesystem::directory_iterator(directory_ / kLayersName)) {
     count += entry.path().extension() == ".safetensors" ? 1 : 0;
   }
   return count;
@@ -210,8 +239,11 @@ std::optional<std::vector<QuantizedLinear>> RunState::load_block(
 }
 
 void RunState::remove() const {
+  // The state goes last: without it the blocks count for nothing.
   std::error_code code;
-  std::filesystem::remove_all(directory_, code);
+  std::filesystem::remove_all(directory_ / kLayersName, code);
+  std::filesystem::remove(directory_ / kPartialStateName, code);
+  std::filesystem::remove(directory_ / kStateName, code);
 }
 
 }  // namespace quern

@@ -3,6 +3,7 @@
 
 #include "base/json.h"
 #include "pipeline/block_quantizer.h"
+#include "pipeline/run_paths.h"
 
 #include <filesystem>
 #include <optional>
@@ -19,6 +20,7 @@ class RunState {
  public:
   // Opens or makes `directory`. With `resume` an earlier state of the same fingerprint is kept;
   // one of another fingerprint throws UsageError that lists what changed. Without, it is removed.
+  // A directory that holds anything else is refused. Locked until the end of the run.
   RunState(std::filesystem::path directory, const Json& fingerprint, bool resume);
 
   // The saved block, or nothing. A file that is broken or does not fit the plan counts as nothing.
@@ -28,13 +30,16 @@ class RunState {
 
   [[nodiscard]] const std::filesystem::path& directory() const noexcept { return directory_; }
   [[nodiscard]] int blocks_saved() const;
-  // Deletes the directory; the result is safe elsewhere.
+  // Whether an earlier run left its state in `directory`.
+  [[nodiscard]] static bool is_started(const std::filesystem::path& directory);
+  // Deletes what is in the directory; the result is safe elsewhere.
   void remove() const;
 
  private:
   [[nodiscard]] std::filesystem::path block_path(const Block& block) const;
 
   std::filesystem::path directory_;
+  DirectoryLock lock_;
 };
 
 [[nodiscard]] Json report_json(const QuantizedLinear& linear);

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "pipeline/quantize.h"
+
+#include <filesystem>
+
+namespace quern {
+
+// Where a run writes, absolute and without links, dots or slashes at the end.
+struct RunPaths {
+  std::filesystem::path output;
+  std::filesystem::path staging;  // beside the output, of which it becomes the content
+  std::filesystem::path work;
+};
+
+// Throws UsageError for names that would put one of them, or the model, in another's way.
+[[nodiscard]] RunPaths resolve_run_paths(
+    const QuantizeOptions& options, const std::filesystem::path& source);
+
+// `name` with `suffix` put at its end.
+[[nodiscard]] std::filesystem::path beside(std::filesystem::path name, const char* suffix);
+
+// A directory that only one run at a time works in: made if need be and locked, so that two runs
+// with the same output cannot mix their files. Removed at the end if it is empty then.
+class DirectoryLock {
+ public:
+  // Throws Error(kFailed) when another process holds it or it cannot be made.
+  explicit DirectoryLock(std::filesystem::path directory);
+  DirectoryLock(const DirectoryLock&) = delete;
+  DirectoryLock& operator=(const DirectoryLock&) = delete;
+  ~DirectoryLock();
+
+ private:
+  std::filesystem::path directory_;
+  int descriptor_ = -1;
+};
+
+}  // namespace quern
