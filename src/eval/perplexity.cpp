@@ -290,10 +290,7 @@ TextResult evaluate_text(
     DivergenceResult divergence;
     divergence.kl_mean = kl.mean();
     divergence.kl_stderr = kl.error(options.protocol);
-    // NaN last, as the largest.
-    std::sort(kl.values.begin(), kl.values.end(), [](double a, double b) {
-      return std::isnan(b) ? !std::isnan(a) : a < b;
-    });
+    std::sort(kl.values.begin(), kl.values.end());
     divergence.kl_median = quantile(kl.values, 0.5);
     divergence.kl_p99 = quantile(kl.values, 0.99);
     divergence.tokens = static_cast<std::int64_t>(kl.values.size());
