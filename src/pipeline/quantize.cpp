@@ -543,12 +543,13 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
   CalibrationSet calibration;
   if (run.needs_calibration) {
     calibration = load_calibration(options.calibration, run, ctx.seed);
+    const CalibrationExtent asked = calibration_extent(options.calibration);
     const auto sequences = static_cast<std::int64_t>(calibration.sequences.size());
-    if (sequences < calibration_extent(options.calibration).samples) {
-      ctx.log.info(fmt::format("calibration: {} sequences, all that the text holds", sequences));
-    }
     const auto length = static_cast<std::int64_t>(calibration.sequences.front().size());
-    run.estimate = estimate_run(ctx, run.graph, options.method_options, sequences, length, true);
+    if (sequences < asked.samples || length != asked.length) {
+      ctx.log.info(fmt::format("calibration: {} sequences, all that the text holds", sequences));
+      run.estimate = estimate_run(ctx, run.graph, options.method_options, sequences, length, true);
+    }
   }
   MethodOptions method_options = options.method_options;
   method_options.minimum_zero_one = run.format->minimum_zero_one;
