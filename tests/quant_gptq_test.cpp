@@ -39,7 +39,7 @@ MethodOptions make_options(RangeSearch range, ColumnOrder order, int sweeps, int
 double test_error(const Context& ctx, const SyntheticLayer& layer, const PackedLinear& packed) {
   const std::array<const PackedLinear*, 1> candidates = {&packed};
   return quadratic_errors(
-             ctx, layer.W, layer.out_features, layer.in_features, layer.H_test, candidates)
+             ctx, layer.W, layer.out_features, layer.in_features, layer.unseen, candidates)
       .relative(0);
 }
 
@@ -377,7 +377,8 @@ TEST(Descent, RefitFindsTheScalesThatMadeTheWeights) {
   SyntheticLayer layer = make_layer(shape, 5);
   const QuantScheme scheme = {4, true, 16};
   for (std::size_t i = 0; i < layer.W.size(); ++i) {
-    const float scale = 0.25F + 0.125F * static_cast<float>(i % 64 / 16);
+    const std::size_t group = i % 64 / 16;
+    const float scale = 0.25F + 0.125F * static_cast<float>(group);
     layer.W[i] = scale * std::clamp(std::nearbyint(layer.W[i] * 100.0F), -8.0F, 7.0F);
   }
   const Curvature curvature = make_curvature(layer.stats);
@@ -548,7 +549,7 @@ TEST(Gptq, RowsAreIndependent) {
   const QuantScheme scheme = {3, true, 64};
   const LinearResult whole = quantize_gptq(*context, layer.problem(scheme), {});
   const LinearProblem part = {
-      std::span(layer.W).subspan(64 * 256, 64 * 256), 64, 256, &layer.stats, scheme};
+      std::span(layer.W).last(layer.W.size() / 2), 64, 256, &layer.stats, scheme};
   const LinearResult half = quantize_gptq(*context, part, {});
   const std::vector<std::uint32_t> expected(
       whole.packed.codes.begin() + 64 * whole.packed.row_words, whole.packed.codes.end());
@@ -749,7 +750,7 @@ TEST(GptqFallback, WorseThanRtnOnTheHoldoutIsRefused) {
   // that the other sees.
   SyntheticLayer layer = small_layer();
   std::fill(layer.stats.H.begin(), layer.stats.H.end(), 0.0);
-  layer.stats.H_holdout.assign(32 * 32, 0.0);
+  layer.stats.H_holdout.assign(layer.stats.H.size(), 0.0);
   layer.stats.holdout_rows = 20000;
   for (std::size_t j = 0; j < 32; ++j) {
     for (std::size_t i = 0; i < 32; ++i) {

@@ -141,13 +141,13 @@ TEST_P(QuantKernels, FitGridsPower24) {
 TEST_P(QuantKernels, RoundColumns) {
   const ColumnGrid grid = in_.grid();
   std::vector<float> D(kSize);
-  std::vector<float> wide_D(kSize);
+  std::vector<float> Dw(kSize);
   std::vector<std::uint8_t> codes(kSize);
   std::vector<std::uint8_t> wide_codes(kSize);
   scalar_.round_columns(&grid, in_.W.data(), D.data(), codes.data());
-  wide_.round_columns(&grid, in_.W.data(), wide_D.data(), wide_codes.data());
+  wide_.round_columns(&grid, in_.W.data(), Dw.data(), wide_codes.data());
   EXPECT_EQ(codes, wide_codes);
-  EXPECT_EQ(rows_that_differ(D, wide_D, codes, wide_codes), 0);
+  EXPECT_EQ(rows_that_differ(D, Dw, codes, wide_codes), 0);
 }
 
 TEST_P(QuantKernels, GptqColumns) {
@@ -168,21 +168,15 @@ TEST_P(QuantKernels, DescendColumns) {
   std::vector<float> D(kSize);
   std::vector<std::uint8_t> codes(kSize);
   scalar_.round_columns(&grid, in_.W.data(), D.data(), codes.data());
-  std::vector<float> wide_D = D;
+  std::vector<float> Dw = D;
   std::vector<std::uint8_t> wide_codes = codes;
   std::vector<float> delta(kSize);
   std::vector<float> wide_delta(kSize);
   scalar_.descend_columns(
       &grid, &tile, in_.W.data(), in_.R.data(), D.data(), delta.data(), codes.data());
   wide_.descend_columns(
-      &grid,
-      &tile,
-      in_.W.data(),
-      in_.R.data(),
-      wide_D.data(),
-      wide_delta.data(),
-      wide_codes.data());
-  EXPECT_LE(rows_that_differ(D, wide_D, codes, wide_codes), 1);
+      &grid, &tile, in_.W.data(), in_.R.data(), Dw.data(), wide_delta.data(), wide_codes.data());
+  EXPECT_LE(rows_that_differ(D, Dw, codes, wide_codes), 1);
   EXPECT_LE(rows_that_differ(delta, wide_delta, codes, wide_codes), 1);
 }
 

@@ -255,8 +255,9 @@ TEST(Grid, WeightedSearchIsCloseToExhaustive) {
           if (symmetric && zero != 1 << (bits - 1)) {
             continue;
           }
-          for (float scale = 0.02F; scale < 3.0F; scale *= 1.003F) {
-            lowest = std::min(lowest, error(storable_scale(scale), static_cast<float>(zero)));
+          for (int step = 0; step < 1700; ++step) {
+            const float scale = storable_scale(0.02F * std::pow(1.003F, static_cast<float>(step)));
+            lowest = std::min(lowest, error(scale, static_cast<float>(zero)));
           }
         }
         best += lowest;

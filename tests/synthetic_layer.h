@@ -19,7 +19,7 @@ struct SyntheticLayer {
   std::int64_t in_features = 0;
   std::vector<float> W;
   SiteStats stats;
-  std::vector<double> H_test;  // of rows that no method has seen
+  std::vector<double> unseen;  // of rows that no method has seen
 
   [[nodiscard]] LinearProblem problem(const QuantScheme& scheme) const {
     return {W, out_features, in_features, &stats, scheme};
@@ -111,7 +111,7 @@ inline SyntheticLayer make_layer(const SyntheticOptions& options, std::uint64_t 
     layer.stats.H_holdout = inputs.second_moment(options.holdout_rows, generator);
   }
   if (options.test_rows > 0) {
-    layer.H_test = inputs.second_moment(options.test_rows, generator);
+    layer.unseen = inputs.second_moment(options.test_rows, generator);
   }
   return layer;
 }

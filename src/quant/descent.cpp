@@ -73,7 +73,8 @@ double change_of_error(
 Descent::Descent(
     const Context& context, const QuantScheme& quant_scheme, const std::vector<float>& matrix)
     : ctx_(context), scheme_(quant_scheme), H_(matrix) {
-  const auto n = static_cast<std::size_t>(std::sqrt(static_cast<double>(matrix.size())) + 0.5);
+  const auto n =
+      static_cast<std::size_t>(std::lround(std::sqrt(static_cast<double>(matrix.size()))));
   inverse_diagonal_.resize(n);
   for (std::size_t j = 0; j < n; ++j) {
     inverse_diagonal_[j] = 1.0F / matrix[j * (n + 1)];

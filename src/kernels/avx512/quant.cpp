@@ -70,7 +70,7 @@ inline Vec power04(Vec x) {
   return y;
 }
 
-#include "kernels/quant_body.h"
+#include "kernels/quant_body.inl"
 
 }  // namespace
 

@@ -53,7 +53,7 @@ void fit_grids_body(
     }
   }
   for (int c = 0; c < kCandidates; ++c) {
-    float* out = sums + c * 3 * kRowLanes;
+    float* out = sums + int64_t{3} * c * kRowLanes;
     error[c].store(out);
     product[c].store(out + kRowLanes);
     square[c].store(out + 2 * kRowLanes);
