@@ -371,14 +371,14 @@ void check_gptq_holds(
         "quern does not write gptq_p",
         where,
         "expected gptq or gptq_v2, found gptq_p, which no serving engine reads",
-        "use --format gptq, gptq_v2 or compressed-tensors");
+        "use --format gptq or gptq_v2");
   }
   if (!fills_words(scheme.bits) && scheme.bits != 3) {
     throw UnsupportedError(
         "GPTQ does not hold this width",
         where,
         fmt::format("expected 2, 3, 4 or 8 bits, found {}", scheme.bits),
-        "use another width, or --format compressed-tensors");
+        "--bits 4 or --bits 8: no other format that this version writes holds it either");
   }
   if (!is_usual_group_size(scheme.group_size)) {
     throw UnsupportedError(
@@ -400,7 +400,7 @@ void check_gptq_holds(
             scheme.bits,
             out_features,
             in_features),
-        "leave this linear unquantized, or use --format compressed-tensors");
+        "make a plan with quern plan and set the method of this linear to keep");
   }
 }
 
@@ -425,7 +425,7 @@ GptqBytes pack_gptq(const PackedLinear& packed, GptqVersion version, const std::
         "quern does not write act-order GPTQ",
         where,
         "expected columns in their natural groups, found a group index, which vLLM refuses",
-        "use --order group-aware, or export to compressed-tensors");
+        "quantize with --order group-aware, which needs no index");
   }
   GptqBytes bytes;
   bytes.qweight.resize(packed.codes.size() * sizeof(std::uint32_t));

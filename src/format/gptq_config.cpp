@@ -301,8 +301,7 @@ Units collect_units(std::span<const GptqModule> modules) {
               "expected {} as for its siblings, found {}",
               describe(unit->second),
               describe(module.scheme)),
-          "give q, k and v, gate and up, and all experts of a layer the same scheme, or use "
-          "--format compressed-tensors");
+          "give q, k and v, gate and up, and all experts of a layer the same scheme");
     }
   }
   return units;

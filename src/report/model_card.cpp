@@ -137,7 +137,7 @@ std::string introduction(const Json& manifest, const CardSource& source) {
                    "The licence is that of the source: {}.\n\n", escape_markdown(source.license));
   out += "## How to run it\n\nIn this folder, with quern:\n\n";
   out += code_block(
-      "quern generate . --prompt \"Once upon a time\"\nquern chat .\nquern serve .", "sh");
+      "quern generate . --prompt \"Once upon a time\"\nquern eval . --perplexity TEXT", "sh");
   return out + "\n";
 }
 
