@@ -65,6 +65,31 @@ void check_bits(const QuantPlan& plan) {
   }
 }
 
+// Linears whose sizes do not fill the format's words stay in 16 bits, with the reason in the plan.
+// A scheme that the format holds in no size is refused by the caller's own check.
+void keep_odd_shapes(
+    const Context& ctx, const OutputFormat& format, const QuantScheme& scheme, QuantPlan& plan) {
+  constexpr std::int64_t kFitsAnything = 4096;
+  format.check(scheme, kFitsAnything, kFitsAnything, "every linear");
+  std::int64_t kept = 0;
+  for (PlannedLinear& linear : plan.linears) {
+    try {
+      format.check(linear.scheme, linear.out_features, linear.in_features, linear.name);
+    } catch (const UnsupportedError& error) {
+      linear.method = "keep";
+      linear.reason = error.failed() + ": " + error.reason();
+      ++kept;
+    }
+  }
+  if (kept > 0) {
+    ctx.log.warning(fmt::format(
+        "{} of {} linears stay in 16 bits: {} cannot hold their sizes (quern plan lists them)",
+        kept,
+        plan.linears.size(),
+        format.name));
+  }
+}
+
 std::int64_t parameters_of(const Checkpoint& source) {
   std::int64_t total = 0;
   for (const auto& [name, view] : source.tensors().tensors()) {
@@ -435,6 +460,9 @@ PreparedRun prepare_quantize(const Context& ctx, const QuantizeOptions& options)
                  ? uniform_plan(run.graph, options.method, options.scheme)
                  : read_plan(read_json(options.plan_file), options.plan_file.string(), run.graph);
   check_bits(run.plan);
+  if (options.plan_file.empty()) {
+    keep_odd_shapes(ctx, *run.format, options.scheme, run.plan);
+  }
   run.needs_calibration = !options.calibration.files.empty();
   for (const PlannedLinear& linear : run.plan.linears) {
     if (!linear.keep()) {
