@@ -37,14 +37,14 @@ PUBLIC = {"quern"}
 
 # Files built for one instruction set: what they may include at all, system headers too, so that no
 # inline function of a library is compiled for that set (scripts/check_leaked_symbols.sh).
-WIDE_FILES = re.compile(r"kernels/(avx[^/]*/.*|simd_body\.inl)$")
+WIDE_FILES = re.compile(r"kernels/(avx[^/]*/.*|(simd|quant)_body\.inl)$")
 WIDE_MAY_INCLUDE = {
     "kernels/kernel_ops.h",
     "kernels/model_ops.def",
     "kernels/quant_ops.def",
     "kernels/ops.def",
     "kernels/simd_body.inl",
-    "kernels/quant_body.h",
+    "kernels/quant_body.inl",
     "kernels/quant_columns.h",
     "immintrin.h",
     "stdint.h",

@@ -21,6 +21,14 @@ namespace {
 
 [[noreturn]] void throw_write_error(const std::filesystem::path& path, int code) {
   const std::string reason = std::error_code(code, std::generic_category()).message();
+  if (code == EFAULT) {
+    // The bytes came straight from a mapped input, which somebody has cut short since.
+    throw IoError(
+        "an input file was cut short while it was read",
+        path.string(),
+        "pages of it are gone",
+        "put the whole file back and run the same command again");
+  }
   if (code == ENOSPC || code == EDQUOT || code == EFBIG) {
     throw ResourceError(
         "cannot write the file",
