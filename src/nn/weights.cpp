@@ -60,7 +60,8 @@ BlockWeights load_block_weights(const Block& block, const Checkpoint& checkpoint
 
 void release_block_weights(const BlockWeights& weights, const Checkpoint& checkpoint) {
   for (const LinearWeights& linear : weights.linears) {
-    if (!linear.packed && linear.aligned_copy == nullptr) {
+    // Also of linears that were rounded since: their original is what was mapped.
+    if (!linear.dense.bytes.empty() && linear.aligned_copy == nullptr) {
       checkpoint.tensors().release(linear.dense);
     }
   }
