@@ -44,11 +44,10 @@ def main() -> None:
     parser.add_argument("--group-size", type=int, default=128)
     parser.add_argument("--windows", type=int, default=40)
     parser.add_argument("--methods", nargs="+", default=["rtn", "gptq"])
-    parser.add_argument("options", nargs="*", help="after --: further options of quern quantize")
     arguments, extra = parser.parse_known_args()
     extra = [word for word in extra if word != "--"]
 
-    print(f"| model | bits | tool | setting | bits per linear weight | mean KL | top-1 | CPU s |")
+    print("| model | bits | tool | setting | bits per linear weight | mean KL | top-1 | CPU s |")
     print("| --- | ---: | --- | --- | ---: | ---: | ---: | ---: |")
     beaten = True
     for model in arguments.models:
