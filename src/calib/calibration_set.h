@@ -16,7 +16,7 @@ namespace quern {
 struct CalibrationSet {
   std::vector<std::vector<std::int32_t>> sequences;
   std::vector<std::string> sources;  // file names without directories, or "default mix"
-  std::string sha256;                // of lengths and ids, little-endian
+  std::string sha256;  // of lengths and ids, little-endian
 
   [[nodiscard]] std::int64_t tokens() const;
 };
@@ -34,10 +34,12 @@ struct CalibrationText {
 // Documents of JSON lines: {"text": …}, {"messages": [{role, content}…]} or {"instruction",
 // "input"?, "output"}; dialogues are put in the ChatML form of Qwen. Throws ParseError naming the
 // line.
-[[nodiscard]] std::vector<std::string> parse_calibration_jsonl(std::string_view text, const std::string& where);
+[[nodiscard]] std::vector<std::string> parse_calibration_jsonl(
+    std::string_view text, const std::string& where);
 
 // A .txt, .jsonl, or either with .gz or .zst, as documents. A .txt file is one document.
-[[nodiscard]] CalibrationText read_calibration_text(const std::filesystem::path& path, double weight);
+[[nodiscard]] CalibrationText read_calibration_text(
+    const std::filesystem::path& path, double weight);
 
 // Tokenizes each source (documents joined by the end-of-text token where there is one), cuts it in
 // windows of `length` tokens and draws without replacement, by weight and seed, `samples` windows
@@ -50,7 +52,8 @@ struct CalibrationText {
     std::uint64_t seed);
 
 // Fills in the hash.
-[[nodiscard]] CalibrationSet calibration_set_of(std::vector<std::vector<std::int32_t>> sequences, std::vector<std::string> sources);
+[[nodiscard]] CalibrationSet calibration_set_of(
+    std::vector<std::vector<std::int32_t>> sequences, std::vector<std::string> sources);
 
 // Whether sequence `index` of `count` is held out of H, to check on: every tenth.
 [[nodiscard]] bool is_holdout(std::int64_t index, std::int64_t count);

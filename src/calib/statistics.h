@@ -33,7 +33,7 @@ class SiteAccumulator {
   void flush(const Context& ctx);
 
   SiteStats stats_;
-  std::vector<float> partial_;      // upper tiles of X^T X since the last flush
+  std::vector<float> partial_;  // upper tiles of X^T X since the last flush
   std::int64_t partial_rows_ = 0;
   bool partial_holdout_ = false;
 };

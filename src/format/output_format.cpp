@@ -42,9 +42,9 @@ Json config(const QuantScheme& scheme, std::span<const OutputModule> modules, co
 std::span<const OutputFormat> output_formats() noexcept {
   // clang-format off
   static constexpr std::array<OutputFormat, 2> kFormats = {{
-      {"gptq", "GPTQ v1: vLLM, SGLang, transformers, GPTQModel", true,
+      {"gptq", "GPTQ v1, what most readers take", true,
        check<GptqVersion::kV1>, gptq_declarations, pack<GptqVersion::kV1>, config<GptqVersion::kV1>},
-      {"gptq_v2", "GPTQ v2: SGLang, transformers, GPTQModel", false,
+      {"gptq_v2", "GPTQ v2, zero points as they are", false,
        check<GptqVersion::kV2>, gptq_declarations, pack<GptqVersion::kV2>, config<GptqVersion::kV2>},
   }};
   // clang-format on
