@@ -38,8 +38,8 @@ TEST(Forged, TheUnbrokenCheckpointsLoad) {
     const testing::ForgedLinear linear = testing::forged_linears().front();
     EXPECT_EQ(checkpoint->is_quantized(linear.name), good.name == "gptq");
     const StoredLinear stored = checkpoint->load_linear(linear.name, linear.out, linear.in);
-    EXPECT_EQ(stored.packed != nullptr, good.name == "gptq");
-    EXPECT_NE(stored.packed != nullptr, stored.dense.has_value());
+    EXPECT_EQ(stored.quantized != nullptr, good.name == "gptq");
+    EXPECT_NE(stored.quantized != nullptr, stored.dense.has_value());
   }
 }
 

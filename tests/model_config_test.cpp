@@ -464,7 +464,7 @@ std::string graph_text(const ModelGraph& graph) {
       f[1],
       f.back(),
       c.rope.attention_factor);
-  text += fmt::format("embedding {}\n", graph.embedding);
+  text += fmt::format("embedding {}\n", graph.embedding.weight());
   text += fmt::format(
       "head {} {}x{}{}\n",
       graph.head.module,

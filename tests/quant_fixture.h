@@ -5,6 +5,8 @@
 #include "base/cpu.h"
 #include "kernels/blas.h"
 #include "kernels/kernels.h"
+#include "quant/method.h"
+#include "quant/packed_linear.h"
 
 #include <string>
 
@@ -25,5 +27,9 @@ class TestContext {
   ThreadPool pool_;
   Context context_{pool_, kernels_, blas_, log_};
 };
+
+inline const PackedLinear& packed_of(const LinearResult& result) {
+  return as_packed(*result.matrix, "result");
+}
 
 }  // namespace quern::testing

@@ -23,6 +23,7 @@ namespace quern {
 namespace {
 
 using testing::make_layer;
+using testing::packed_of;
 using testing::SyntheticLayer;
 using testing::SyntheticOptions;
 using testing::TestContext;
@@ -37,7 +38,7 @@ MethodOptions make_options(RangeSearch range, ColumnOrder order, int sweeps, int
 }
 
 double test_error(const Context& ctx, const SyntheticLayer& layer, const PackedLinear& packed) {
-  const std::array<const PackedLinear*, 1> candidates = {&packed};
+  const std::array<const QuantizedMatrix*, 1> candidates = {&packed};
   return quadratic_errors(
              ctx, layer.W, layer.out_features, layer.in_features, layer.unseen, candidates)
       .relative(0);
@@ -180,7 +181,7 @@ TEST_P(Textbook, CodesAreTheSame) {
   const LinearResult result = quantize_gptq(*context, layer.problem(scheme), options);
   ASSERT_FALSE(result.report.fallback.has_value());
   const std::vector<int> expected = textbook_gptq(layer, scheme, activation, options.damping);
-  EXPECT_EQ(all_codes(*context, result.packed), expected);
+  EXPECT_EQ(all_codes(*context, packed_of(result)), expected);
 }
 
 INSTANTIATE_TEST_SUITE_P(
@@ -265,7 +266,7 @@ TEST(GptqQuality, EveryStepLowersTheErrorOnUnseenRows) {
                     *context,
                     layer.problem(scheme),
                     make_options(step.range, step.order, step.sweeps, step.refits));
-        error += test_error(*context, layer, result.packed) / 3.0;
+        error += test_error(*context, layer, packed_of(result)) / 3.0;
       }
       errors.push_back(error);
       if (step.documented[b] > 0) {
@@ -340,7 +341,7 @@ TEST(Descent, NoRowEverGetsWorse) {
       const QuantScheme scheme = {bits, symmetric, 16};
       const Curvature curvature = make_curvature(layer.stats);
       const std::vector<float> H = dense_curvature(*context, curvature);
-      const Descent descent(*context, scheme, H);
+      const Descent descent(*context, scheme, DType::kF16, H);
       RowBlock block = RowBlock::load(layer.problem(scheme), 0, 40);
       block.find_all_ranges(
           (*context).kernels, scheme, grid_rules(scheme, {}), curvature.importance.data());
@@ -361,7 +362,7 @@ TEST(Descent, NoRowEverGetsWorse) {
       }
       EXPECT_LT(std::accumulate(before.begin(), before.end(), 0.0), 0.8 * start);
       for (const float scale : block.scales) {
-        EXPECT_EQ(scale, storable_scale(scale));
+        EXPECT_EQ(scale, storable_scale(scale, DType::kF16));
       }
     }
   }
@@ -383,7 +384,7 @@ TEST(Descent, RefitFindsTheScalesThatMadeTheWeights) {
   }
   const Curvature curvature = make_curvature(layer.stats);
   const std::vector<float> H = dense_curvature(*context, curvature);
-  const Descent descent(*context, scheme, H);
+  const Descent descent(*context, scheme, DType::kF16, H);
   RowBlock block = RowBlock::load(layer.problem(scheme), 0, 16);
   for (std::int64_t k = 0; k < 4; ++k) {
     for (std::int64_t r = 0; r < 16; ++r) {
@@ -395,7 +396,7 @@ TEST(Descent, RefitFindsTheScalesThatMadeTheWeights) {
   block.round_all((*context).kernels, scheme);
   const std::vector<float> right = block.scales;
   for (float& scale : block.scales) {
-    scale = storable_scale(scale * 1.1F);
+    scale = storable_scale(scale * 1.1F, DType::kF16);
   }
   block.update_difference();
   descent.refit_scales(block);
@@ -436,7 +437,7 @@ TEST(Descent, ErrorsAgreeWithLoops) {
       (*context).kernels, scheme, grid_rules(scheme, {}), curvature.importance.data());
   block.round_all((*context).kernels, scheme);
   const std::vector<double> expected = row_errors(block, H);
-  const std::vector<double> found = Descent(*context, scheme, H).errors(block);
+  const std::vector<double> found = Descent(*context, scheme, DType::kF16, H).errors(block);
   for (std::size_t r = 0; r < expected.size(); ++r) {
     EXPECT_NEAR(found[r], expected[r], 1e-4 * expected[r]);
   }
@@ -469,10 +470,10 @@ TEST(Shrinkage, HelpsOnUnseenRowsWhenRowsAreFew) {
     MethodOptions options;
     options.shrinkage = 0;
     const LinearResult all = quantize_gptq(*context, layer.problem({4, true, 64}), options);
-    believed += test_error(*context, layer, all.packed);
+    believed += test_error(*context, layer, packed_of(all));
     EXPECT_EQ(all.report.trust, 1.0);
     const LinearResult some = quantize_gptq(*context, layer.problem({4, true, 64}), {});
-    shrunk += test_error(*context, layer, some.packed);
+    shrunk += test_error(*context, layer, packed_of(some));
     EXPECT_DOUBLE_EQ(some.report.trust, 1.0 / (1.0 + kDefaultKappa));
   }
   EXPECT_LT(shrunk, 0.95 * believed);
@@ -522,9 +523,9 @@ TEST(Gptq, SameBytesForAnyThreadCount) {
     for (const int threads : {2, 5}) {
       const TestContext many(threads);
       const LinearResult result = quantize_gptq(*many, layer.problem({3, false, 32}), options);
-      EXPECT_EQ(result.packed.codes, expected.packed.codes);
-      EXPECT_EQ(result.packed.scales, expected.packed.scales);
-      EXPECT_EQ(result.packed.zeros, expected.packed.zeros);
+      EXPECT_EQ(packed_of(result).codes, packed_of(expected).codes);
+      EXPECT_EQ(packed_of(result).scales, packed_of(expected).scales);
+      EXPECT_EQ(packed_of(result).zeros, packed_of(expected).zeros);
       EXPECT_EQ(result.report.relative_error, expected.report.relative_error);
       EXPECT_EQ(result.report.holdout_error, expected.report.holdout_error);
     }
@@ -552,8 +553,9 @@ TEST(Gptq, RowsAreIndependent) {
       std::span(layer.W).last(layer.W.size() / 2), 64, 256, &layer.stats, scheme};
   const LinearResult half = quantize_gptq(*context, part, {});
   const std::vector<std::uint32_t> expected(
-      whole.packed.codes.begin() + 64 * whole.packed.row_words, whole.packed.codes.end());
-  EXPECT_EQ(half.packed.codes, expected);
+      packed_of(whole).codes.begin() + 64 * packed_of(whole).row_words,
+      packed_of(whole).codes.end());
+  EXPECT_EQ(packed_of(half).codes, expected);
 }
 
 TEST(Gptq, ScalingHChangesNothing) {
@@ -564,8 +566,8 @@ TEST(Gptq, ScalingHChangesNothing) {
     entry *= 1024.0;
   }
   const LinearResult scaled = quantize_gptq(*context, layer.problem({4, true, 64}), {});
-  EXPECT_EQ(plain.packed.codes, scaled.packed.codes);
-  EXPECT_EQ(plain.packed.scales, scaled.packed.scales);
+  EXPECT_EQ(packed_of(plain).codes, packed_of(scaled).codes);
+  EXPECT_EQ(packed_of(plain).scales, packed_of(scaled).scales);
 }
 
 // One scale per row and activation order: permuting the inputs permutes the codes.
@@ -587,9 +589,9 @@ TEST(Gptq, PermutedInputsGivePermutedCodes) {
   }
   const MethodOptions options = make_options(RangeSearch::kMinMax, ColumnOrder::kActivation, 0, 0);
   const std::vector<int> codes =
-      all_codes(*context, quantize_gptq(*context, layer.problem({4, true, 0}), options).packed);
-  const std::vector<int> reversed_codes =
-      all_codes(*context, quantize_gptq(*context, reversed.problem({4, true, 0}), options).packed);
+      all_codes(*context, packed_of(quantize_gptq(*context, layer.problem({4, true, 0}), options)));
+  const std::vector<int> reversed_codes = all_codes(
+      *context, packed_of(quantize_gptq(*context, reversed.problem({4, true, 0}), options)));
   for (std::size_t r = 0; r < 8; ++r) {
     for (std::size_t j = 0; j < 64; ++j) {
       EXPECT_EQ(codes[r * 64 + j], reversed_codes[r * 64 + 63 - j]);
@@ -737,9 +739,9 @@ TEST(GptqFallback, DeadColumnsKeepTheirWeights) {
   const LinearResult result = quantize_gptq(*context, layer.problem({4, true, 16}), {});
   EXPECT_EQ(result.report.dead_columns, 1);
   EXPECT_EQ(result.report.method, "gptq");
-  const std::vector<float> Q = result.packed.dequantize((*context).kernels);
+  const std::vector<float> Q = packed_of(result).dequantize((*context).kernels);
   for (std::size_t r = 0; r < 8; ++r) {
-    const float scale = f16_to_float(result.packed.scales[r * 2]);
+    const float scale = packed_of(result).scales[r * 2];
     const float w = layer.W[r * 32 + kDead];
     EXPECT_LE(std::abs(Q[r * 32 + kDead] - std::clamp(w, -8 * scale, 7 * scale)), 0.51F * scale);
   }
@@ -787,7 +789,7 @@ TEST(QuadraticError, AgreesWithLoops) {
   const SyntheticLayer layer = make_layer(shape, 9);
   const LinearResult result =
       find_method("rtn")->quantize(*context, layer.problem({4, true, 32}), {});
-  const std::vector<float> Q = result.packed.dequantize((*context).kernels);
+  const std::vector<float> Q = packed_of(result).dequantize((*context).kernels);
   double error = 0;
   double total = 0;
   for (std::size_t r = 0; r < 70; ++r) {

@@ -16,6 +16,7 @@
 namespace quern {
 namespace {
 
+using testing::packed_of;
 using testing::TestContext;
 
 struct Case {
@@ -59,7 +60,7 @@ std::vector<std::uint8_t> row_codes(const PackedLinear& packed, std::int64_t row
 
 // methods.md 1.1, written again: GPTQ's symmetric and asymmetric grids with the scale in half.
 void expect_formula(const std::vector<float>& W, std::int64_t rows, const QuantScheme& scheme) {
-  const PackedLinear packed = rtn(W, rows, scheme, with_range(RangeSearch::kMinMax)).packed;
+  const PackedLinear packed = packed_of(rtn(W, rows, scheme, with_range(RangeSearch::kMinMax)));
   const std::int64_t columns = packed.in_features;
   const std::int64_t width = scheme.group_width(columns);
   const auto M = static_cast<float>(scheme.max_code());
@@ -77,10 +78,7 @@ void expect_formula(const std::vector<float>& W, std::int64_t rows, const QuantS
       const float s = f16_to_float(float_to_f16(range / M));
       const float z =
           scheme.symmetric ? static_cast<float>(scheme.symmetric_zero()) : std::nearbyint(-low / s);
-      ASSERT_NEAR(
-          f16_to_float(packed.scales[static_cast<std::size_t>(r * packed.groups() + k)]),
-          s,
-          s * 1e-3F);
+      ASSERT_NEAR(packed.scales[static_cast<std::size_t>(r * packed.groups() + k)], s, s * 1e-3F);
       ASSERT_EQ(packed.zero(r, k), static_cast<int>(z));
       for (std::int64_t j = k * width; j < end; ++j) {
         const float w = W[static_cast<std::size_t>(r * columns + j)];
@@ -107,10 +105,10 @@ TEST(Rtn, AsymmetricErrorIsAtMostHalfAStep) {
   const TestContext context;
   for (const int bits : {2, 4, 8}) {
     const PackedLinear packed =
-        rtn(W, 5, {bits, false, 32}, with_range(RangeSearch::kMinMax)).packed;
+        packed_of(rtn(W, 5, {bits, false, 32}, with_range(RangeSearch::kMinMax)));
     const std::vector<float> Q = packed.dequantize((*context).kernels);
     for (std::size_t i = 0; i < W.size(); ++i) {
-      const float scale = f16_to_float(packed.scales[i / 32]);
+      const float scale = packed.scales[i / 32];
       // The zero point is rounded too, so an end of the range may be clipped by half a step; the
       // half-precision scale shortens the range by up to 2^-11 of it.
       EXPECT_LE(std::abs(Q[i] - W[i]), scale * (0.5F + 0x1p-11F * 256.0F)) << bits;
@@ -124,7 +122,7 @@ TEST(Rtn, OneRowAndOneColumn) {
     const LinearResult one = rtn({0.25F}, 1, {4, false, 128}, with_range(range));
     EXPECT_LT(one.report.relative_error, 1e-5);
     const LinearResult row = rtn(random_weights(1, 33, 2), 1, {4, true, 16}, with_range(range));
-    EXPECT_EQ(row.packed.groups(), 3);
+    EXPECT_EQ(packed_of(row).groups(), 3);
     EXPECT_LT(row.report.relative_error, 0.02);
   }
 }
@@ -135,8 +133,8 @@ TEST(Rtn, ZeroGroupsGiveZeroPoints) {
     for (const bool symmetric : {true, false}) {
       const LinearResult result =
           rtn(std::vector<float>(64, 0.0F), 2, {3, symmetric, 16}, with_range(range));
-      for (const std::uint8_t code : row_codes(result.packed, 1)) {
-        EXPECT_EQ(code, result.packed.zero(1, 0));
+      for (const std::uint8_t code : row_codes(packed_of(result), 1)) {
+        EXPECT_EQ(code, packed_of(result).zero(1, 0));
       }
       EXPECT_EQ(result.report.relative_error, 0.0);
     }
@@ -149,7 +147,7 @@ TEST(Rtn, ScalesStayNormalHalves) {
     for (const float size : {1e-30F, 1e-6F, 1.0F, 1e6F, 3e38F}) {
       const LinearResult result =
           rtn({size, -size, 0.5F * size, 0.0F}, 1, {4, false, 0}, with_range(range));
-      const float scale = f16_to_float(result.packed.scales[0]);
+      const float scale = packed_of(result).scales[0];
       EXPECT_GE(scale, kSmallestNormalHalf) << size;
       EXPECT_LE(scale, 65504.0F) << size;
     }
@@ -190,12 +188,12 @@ TEST(Rtn, MinimumZeroOneIsKept) {
   for (const RangeSearch range :
        {RangeSearch::kMinMax, RangeSearch::kPower24, RangeSearch::kWeighted}) {
     MethodOptions options = with_range(range);
-    options.minimum_zero_one = true;
+    options.storage.minimum_zero_one = true;
     const LinearResult result = rtn(W, 4, {4, false, 32}, options);
     for (std::int64_t r = 0; r < 4; ++r) {
       for (std::int64_t k = 0; k < 2; ++k) {
-        EXPECT_GE(result.packed.zero(r, k), 1);
-        EXPECT_LE(result.packed.zero(r, k), 15);
+        EXPECT_GE(packed_of(result).zero(r, k), 1);
+        EXPECT_LE(packed_of(result).zero(r, k), 15);
       }
     }
     EXPECT_LT(result.report.relative_error, 0.02);
@@ -234,7 +232,7 @@ TEST(Grid, WeightedSearchIsCloseToExhaustive) {
       }
       std::vector<float> scales(kRowLanes);
       std::vector<float> zeros(kRowLanes);
-      const GridRules rules = {bits, symmetric, false, RangeSearch::kWeighted};
+      const GridRules rules = {bits, symmetric, {}, RangeSearch::kWeighted};
       find_ranges(
           kernels, rules, W.data(), kRowLanes, d.data(), kColumns, scales.data(), zeros.data());
       double found = 0;
@@ -256,7 +254,8 @@ TEST(Grid, WeightedSearchIsCloseToExhaustive) {
             continue;
           }
           for (int step = 0; step < 1700; ++step) {
-            const float scale = storable_scale(0.02F * std::pow(1.003F, static_cast<float>(step)));
+            const float scale =
+                storable_scale(0.02F * std::pow(1.003F, static_cast<float>(step)), DType::kF16);
             lowest = std::min(lowest, error(scale, static_cast<float>(zero)));
           }
         }

@@ -26,20 +26,29 @@ double largest_of(const TensorView& view) {
   return largest;
 }
 
+// Bytes of the tensors MODULE.*, quantized or not.
+std::uint64_t module_bytes(const TensorStore& store, const std::string& module) {
+  std::uint64_t total = 0;
+  for (const auto& [name, view] : store.tensors()) {
+    if (name.starts_with(module + ".")) {
+      total += view.bytes.size();
+    }
+  }
+  return total;
+}
+
 // What makes this model hard to quantize, from configuration and tensors alone.
 Json hazards(const ModelGraph& graph, const Checkpoint& checkpoint, std::uint64_t total_bytes) {
   const TensorStore& store = checkpoint.tensors();
   const ModelConfig& config = graph.config;
   Json found = Json::array();
-  const TensorView& embedding =
-      store.require(graph.embedding, {config.vocab_size, config.hidden_size});
-  const double share =
-      static_cast<double>(embedding.bytes.size()) / static_cast<double>(total_bytes);
+  const std::uint64_t embedding_bytes = module_bytes(store, graph.embedding.module);
+  const double share = static_cast<double>(embedding_bytes) / static_cast<double>(total_bytes);
   found.push_back(hazard(
       "vocabulary",
       share > 0.15 ? "high" : "low",
       {{"vocab_size", config.vocab_size},
-       {"embedding_bytes", embedding.bytes.size()},
+       {"embedding_bytes", embedding_bytes},
        {"share_of_file", share}},
       "embedding and head stay in 16 bits; compare sizes by the whole file"));
   Json biases = Json::array();
@@ -66,7 +75,7 @@ Json hazards(const ModelGraph& graph, const Checkpoint& checkpoint, std::uint64_
     found.push_back(hazard(
         "tied_embeddings",
         "medium",
-        {{"tensor", graph.embedding}, {"duplicate_head_in_file", duplicate}},
+        {{"tensor", graph.embedding.weight()}, {"duplicate_head_in_file", duplicate}},
         "one table serves two purposes: the stricter of two demands decides its width"));
   }
   return found;

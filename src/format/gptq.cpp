@@ -3,7 +3,6 @@
 
 #include "base/checked.h"
 #include "base/error.h"
-#include "base/half.h"
 
 #include <fmt/format.h>
 
@@ -125,37 +124,24 @@ void require_tensor(
   }
 }
 
-// [groups, out] in F16, BF16 or F32 to [out][groups] halves. Every value must be a finite half.
-std::vector<std::uint16_t> read_scales(
+// [groups, out] in F16, BF16 or F32 to [out][groups]. Every value must be finite.
+std::vector<float> read_scales(
     const TensorView& view, std::int64_t groups, std::int64_t out, const std::string& where) {
   const DType dtype = is_16_or_32_bit_float(view.dtype) ? view.dtype : DType::kF16;
   require_tensor(view, dtype, {groups, out}, where);
-  std::vector<std::byte> converted;
-  std::span<const std::byte> halves = view.bytes;
-  if (dtype != DType::kF16) {
-    const std::vector<float> values = to_float(view);
-    converted = from_float(values, DType::kF16);
-    const std::vector<float> back = to_float({DType::kF16, view.shape, converted});
-    for (std::size_t i = 0; i < values.size(); ++i) {
-      if (std::isfinite(values[i]) && values[i] != back[i]) {
-        throw UnsupportedError(
-            "a scale does not fit in a half",
-            where,
-            fmt::format("expected values of float16, found {} in {}", values[i], dtype_name(dtype)),
-            "convert the scales to float16");
-      }
-    }
-    halves = converted;
-  }
-  std::vector<std::uint16_t> scales(static_cast<std::size_t>(out * groups));
-  transpose<std::uint16_t>(halves.data(), groups, out, reinterpret_cast<std::byte*>(scales.data()));
-  constexpr std::uint16_t kInfinity = 0x7c00;
-  for (const std::uint16_t scale : scales) {
-    if ((scale & kInfinity) == kInfinity) {
+  const std::vector<float> values = to_float(view);
+  std::vector<float> scales(values.size());
+  transpose<float>(
+      reinterpret_cast<const std::byte*>(values.data()),
+      groups,
+      out,
+      reinterpret_cast<std::byte*>(scales.data()));
+  for (const float scale : scales) {
+    if (!std::isfinite(scale)) {
       throw ParseError(
           "a scale is not a finite number",
           where,
-          fmt::format("expected finite values, found {}", f16_to_float(scale)),
+          fmt::format("expected finite values, found {}", scale),
           "download the file again, or quantize the model again");
     }
   }
@@ -287,6 +273,23 @@ std::vector<std::byte> pack_zeros(
   return {bytes.begin(), bytes.end()};
 }
 
+// The scales as halves; refuses those that a half does not hold exactly.
+std::vector<std::byte> exact_halves(const std::vector<float>& scales, const std::string& where) {
+  std::vector<std::byte> halves = from_float(scales, DType::kF16);
+  const Shape shape = {static_cast<std::int64_t>(scales.size())};
+  const std::vector<float> back = to_float({DType::kF16, shape, halves});
+  for (std::size_t i = 0; i < scales.size(); ++i) {
+    if (back[i] != scales[i]) {
+      throw UnsupportedError(
+          "a scale does not fit in a half",
+          where,
+          fmt::format("expected values of float16, found {}", scales[i]),
+          "write compressed-tensors, or quantize again");
+    }
+  }
+  return halves;
+}
+
 std::vector<std::byte> natural_group_index(const PackedLinear& packed) {
   const std::int64_t width = packed.scheme.group_width(packed.in_features);
   std::vector<std::int32_t> index(static_cast<std::size_t>(packed.in_features));
@@ -329,6 +332,7 @@ PackedLinear unpack_gptq(
   packed.out_features = out_features;
   packed.in_features = in_features;
   packed.row_words = words;
+  packed.scale_dtype = tensors.scales.dtype;
   packed.scales = read_scales(tensors.scales, groups, out_features, extended(where, "scales"));
   packed.zeros = read_zeros(
       tensors.qzeros, scheme.bits, version, groups, out_features, extended(where, "qzeros"));
@@ -435,12 +439,10 @@ GptqBytes pack_gptq(const PackedLinear& packed, GptqVersion version, const std::
       packed.row_words,
       bytes.qweight.data());
   bytes.qzeros = pack_zeros(packed, version, where);
-  bytes.scales.resize(packed.scales.size() * sizeof(std::uint16_t));
+  const std::vector<std::byte> halves = exact_halves(packed.scales, where);
+  bytes.scales.resize(halves.size());
   transpose<std::uint16_t>(
-      reinterpret_cast<const std::byte*>(packed.scales.data()),
-      packed.out_features,
-      packed.groups(),
-      bytes.scales.data());
+      halves.data(), packed.out_features, packed.groups(), bytes.scales.data());
   bytes.g_idx = natural_group_index(packed);
   return bytes;
 }

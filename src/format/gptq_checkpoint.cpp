@@ -60,7 +60,7 @@ class GptqCheckpoint : public Checkpoint {
       stored.g_idx = *g_idx;
     }
     StoredLinear linear;
-    linear.packed = std::make_shared<const PackedLinear>(unpack_gptq(
+    linear.quantized = std::make_shared<const PackedLinear>(unpack_gptq(
         stored, scheme_of(module), gptq_.version, out_features, in_features, place(module)));
     return linear;
   }

@@ -12,14 +12,19 @@ namespace quern {
 namespace {
 
 template <GptqVersion kVersion>
+StorageRules gptq_storage(DType) {
+  return {DType::kF16, kVersion == GptqVersion::kV1};
+}
+
+template <GptqVersion kVersion>
 void check(
     const QuantScheme& scheme, std::int64_t out, std::int64_t in, const std::string& module) {
   check_gptq_holds(scheme, kVersion, out, in, module);
 }
 
 template <GptqVersion kVersion>
-std::vector<std::vector<std::byte>> pack(const PackedLinear& packed, const std::string& module) {
-  GptqBytes bytes = pack_gptq(packed, kVersion, module);
+std::vector<std::vector<std::byte>> pack(const QuantizedMatrix& matrix, const std::string& module) {
+  GptqBytes bytes = pack_gptq(as_packed(matrix, module), kVersion, module);
   std::vector<std::vector<std::byte>> tensors;
   tensors.push_back(std::move(bytes.qweight));
   tensors.push_back(std::move(bytes.qzeros));
@@ -42,9 +47,9 @@ Json config(const QuantScheme& scheme, std::span<const OutputModule> modules, co
 std::span<const OutputFormat> output_formats() noexcept {
   // clang-format off
   static constexpr std::array<OutputFormat, 2> kFormats = {{
-      {"gptq", "GPTQ v1, what most readers take", true,
+      {"gptq", "GPTQ v1, what most readers take", gptq_storage<GptqVersion::kV1>,
        check<GptqVersion::kV1>, gptq_declarations, pack<GptqVersion::kV1>, config<GptqVersion::kV1>},
-      {"gptq_v2", "GPTQ v2, zero points as they are", false,
+      {"gptq_v2", "GPTQ v2, zero points as they are", gptq_storage<GptqVersion::kV2>,
        check<GptqVersion::kV2>, gptq_declarations, pack<GptqVersion::kV2>, config<GptqVersion::kV2>},
   }};
   // clang-format on

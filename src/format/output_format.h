@@ -3,7 +3,8 @@
 
 #include "base/json.h"
 #include "format/safetensors_writer.h"
-#include "quant/packed_linear.h"
+#include "quant/quantized_matrix.h"
+#include "quant/scheme.h"
 
 #include <optional>
 #include <span>
@@ -23,7 +24,8 @@ struct OutputModule {
 struct OutputFormat {
   std::string_view name;
   std::string_view summary;
-  bool minimum_zero_one;  // zero point 0 cannot be stored
+  // What it does to scales and zero points; `source` is the dtype of the model.
+  StorageRules (*storage)(DType source);
   // Throws UnsupportedError, with what would work, when the format cannot hold such a linear.
   void (*check)(
       const QuantScheme& scheme, std::int64_t out, std::int64_t in, const std::string& module);
@@ -31,7 +33,7 @@ struct OutputFormat {
   std::vector<TensorDeclaration> (*declare)(
       const std::string& module, const QuantScheme& scheme, std::int64_t out, std::int64_t in);
   std::vector<std::vector<std::byte>> (*pack)(
-      const PackedLinear& packed, const std::string& module);
+      const QuantizedMatrix& matrix, const std::string& module);
   // `quantization_config` of config.json, also written as quantize_config.json.
   Json (*config)(
       const QuantScheme& scheme, std::span<const OutputModule> modules, const Json& meta);

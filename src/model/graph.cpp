@@ -72,11 +72,12 @@ ModelGraph dense_graph(ModelConfig config, const DenseOptions& options) {
     };
     graph.blocks.push_back(std::move(block));
   }
-  graph.embedding = options.prefix + "embed_tokens.weight";
+  graph.embedding = {
+      options.prefix + "embed_tokens", Role::kEmbedding, config.vocab_size, hidden, false};
   graph.final_norm = {options.prefix + "norm.weight", hidden};
   graph.head_tied = config.tied_embeddings;
   graph.head = {
-      graph.head_tied ? options.prefix + "embed_tokens" : "lm_head",
+      graph.head_tied ? graph.embedding.module : "lm_head",
       Role::kHead,
       config.vocab_size,
       hidden,
@@ -120,7 +121,7 @@ void check_tensors(const ModelGraph& graph, const Checkpoint& checkpoint) {
       require_float(linear.module + ".bias", {linear.out_features});
     }
   };
-  require_float(graph.embedding, {graph.config.vocab_size, graph.config.hidden_size});
+  require_linear(graph.embedding);
   require_float(graph.final_norm.tensor, {graph.final_norm.size});
   for (const Block& block : graph.blocks) {
     for (const Norm* norm : {&block.attention_norm, &block.mlp_norm}) {

@@ -23,6 +23,7 @@ struct Linear {
   bool has_bias = false;
 
   [[nodiscard]] std::int64_t parameters() const noexcept { return out_features * in_features; }
+  [[nodiscard]] std::string weight() const { return module + ".weight"; }
 };
 
 struct Norm {
@@ -59,10 +60,10 @@ enum DenseLinear { kQ = 0, kK = 1, kV = 2, kO = 3, kGateProj = 4, kUpProj = 5, k
 // A model as data. Walked by calibration, quantization, evaluation and generation alike.
 struct ModelGraph {
   ModelConfig config;
-  std::string embedding;  // tensor [vocab_size, hidden_size]
+  Linear embedding;  // [vocab_size, hidden_size]; rows are looked up
   std::vector<Block> blocks;
   Norm final_norm;
-  Linear head;  // module "lm_head", or the embedding's when tied
+  Linear head;  // the embedding's module when tied
   bool head_tied = false;
 
   [[nodiscard]] std::int64_t linear_parameters() const;

@@ -16,9 +16,11 @@ constexpr std::int64_t kLogitBytes = std::int64_t{128} << 20;
 
 }  // namespace
 
-std::vector<float> embed_tokens(const TensorView& embedding, std::span<const std::int32_t> ids) {
-  const std::int64_t vocab = embedding.shape.at(0);
-  const std::int64_t width = embedding.shape.at(1);
+std::vector<float> embed_tokens(
+    const KernelTable& kernels, const LinearWeights& embedding, std::span<const std::int32_t> ids) {
+  const std::int64_t vocab = embedding.out_features;
+  const std::int64_t width = embedding.in_features;
+  std::vector<std::uint8_t> scratch(static_cast<std::size_t>(width));
   std::vector<float> x(ids.size() * static_cast<std::size_t>(width));
   for (std::size_t t = 0; t < ids.size(); ++t) {
     if (ids[t] < 0 || ids[t] >= vocab) {
@@ -28,9 +30,11 @@ std::vector<float> embed_tokens(const TensorView& embedding, std::span<const std
           fmt::format("expected 0 to {}, found {}", vocab - 1, ids[t]),
           "use token ids of this model's tokenizer");
     }
-    to_float(
-        embedding.rows(ids[t], ids[t] + 1),
-        std::span(x).subspan(t * static_cast<std::size_t>(width), static_cast<std::size_t>(width)));
+    float* row = x.data() + t * static_cast<std::size_t>(width);
+    const float* from = weight_row(kernels, embedding, ids[t], scratch.data(), row);
+    if (from != row) {
+      std::copy(from, from + width, row);
+    }
   }
   return x;
 }
@@ -50,7 +54,7 @@ void Decoder::final_norm(std::vector<float>& x) const {
 std::vector<float> Decoder::forward(
     std::span<const std::int32_t> ids, Sequence& sequence, const HiddenObserver& observer) {
   sequence.layers.resize(model_.blocks.size());
-  std::vector<float> x = embed_tokens(model_.embedding, ids);
+  std::vector<float> x = embed_tokens(ctx_.kernels, model_.embedding, ids);
   for (std::size_t i = 0; i < model_.blocks.size(); ++i) {
     if (observer) {
       observer(static_cast<int>(i), x);
@@ -74,7 +78,7 @@ std::vector<float> Decoder::forward(
 
 std::vector<float> Decoder::forward(
     std::span<const std::int32_t> ids, const HiddenObserver& observer) {
-  std::vector<float> x = embed_tokens(model_.embedding, ids);
+  std::vector<float> x = embed_tokens(ctx_.kernels, model_.embedding, ids);
   LayerCache cache;
   for (std::size_t i = 0; i < model_.blocks.size(); ++i) {
     if (observer) {

@@ -53,6 +53,6 @@ class Decoder {
 
 // Rows of the embedding table for `ids`, as floats [ids.size(), hidden].
 [[nodiscard]] std::vector<float> embed_tokens(
-    const TensorView& embedding, std::span<const std::int32_t> ids);
+    const KernelTable& kernels, const LinearWeights& embedding, std::span<const std::int32_t> ids);
 
 }  // namespace quern

@@ -3,6 +3,7 @@
 
 #include "kernels/blas.h"
 #include "kernels/kernels.h"
+#include "nn/activation.h"
 
 #include <algorithm>
 
@@ -16,36 +17,6 @@ constexpr std::int64_t kTokenRows = 1024;
 // Up to this many tokens a product is bound by reading the weights: dot products, no widened copy.
 constexpr std::int64_t kFewTokens = 4;
 
-// Row `row` of W as floats: a pointer into the file for F32, else into `buffer`.
-const float* weight_row(
-    const Context& ctx,
-    Workspace& workspace,
-    const LinearWeights& weights,
-    std::int64_t row,
-    int worker,
-    float* buffer) {
-  const std::int64_t n = weights.in_features;
-  if (weights.packed) {
-    weights.packed->dequantize_row(
-        ctx.kernels,
-        row,
-        {workspace.worker_bytes(worker, n), static_cast<std::size_t>(n)},
-        {buffer, static_cast<std::size_t>(n)});
-    return buffer;
-  }
-  const std::byte* bytes = weights.dense.bytes.data();
-  const std::int64_t offset = row * n;
-  switch (weights.dense.dtype) {
-    case DType::kBF16:
-      ctx.kernels.bf16_to_f32(reinterpret_cast<const std::uint16_t*>(bytes) + offset, buffer, n);
-      return buffer;
-    case DType::kF16:
-      ctx.kernels.f16_to_f32(reinterpret_cast<const std::uint16_t*>(bytes) + offset, buffer, n);
-      return buffer;
-    default: return reinterpret_cast<const float*>(bytes) + offset;
-  }
-}
-
 void few_tokens(
     const Context& ctx,
     Workspace& workspace,
@@ -55,7 +26,7 @@ void few_tokens(
     float* y) {
   const std::int64_t n = weights.in_features;
   const std::int64_t out = weights.out_features;
-  const bool bf16 = !weights.packed && weights.dense.dtype == DType::kBF16;
+  const bool bf16 = !weights.quantized && weights.dense.dtype == DType::kBF16;
   ctx.pool.for_chunks(out, 64, [&](std::int64_t begin, std::int64_t end, int worker) {
     float* buffer = workspace.worker_floats(worker, 0, n);
     for (std::int64_t o = begin; o < end; ++o) {
@@ -68,7 +39,8 @@ void few_tokens(
         }
         continue;
       }
-      const float* row = weight_row(ctx, workspace, weights, o, worker, buffer);
+      const float* row =
+          weight_row(ctx.kernels, weights, o, workspace.worker_bytes(worker, n), buffer);
       for (std::int64_t t = 0; t < rows; ++t) {
         y[t * out + o] = ctx.kernels.dot_f32(x + t * n, row, n) + bias;
       }
@@ -78,6 +50,31 @@ void few_tokens(
 
 }  // namespace
 
+const float* weight_row(
+    const KernelTable& kernels,
+    const LinearWeights& weights,
+    std::int64_t row,
+    std::uint8_t* scratch,
+    float* buffer) {
+  const std::int64_t n = weights.in_features;
+  if (weights.quantized) {
+    const auto size = static_cast<std::size_t>(n);
+    weights.quantized->dequantize_row(kernels, row, {scratch, size}, {buffer, size});
+    return buffer;
+  }
+  const std::byte* bytes = weights.dense.bytes.data();
+  const std::int64_t offset = row * n;
+  switch (weights.dense.dtype) {
+    case DType::kBF16:
+      kernels.bf16_to_f32(reinterpret_cast<const std::uint16_t*>(bytes) + offset, buffer, n);
+      return buffer;
+    case DType::kF16:
+      kernels.f16_to_f32(reinterpret_cast<const std::uint16_t*>(bytes) + offset, buffer, n);
+      return buffer;
+    default: return reinterpret_cast<const float*>(bytes) + offset;
+  }
+}
+
 void linear_forward(
     const Context& ctx,
     Workspace& workspace,
@@ -85,6 +82,14 @@ void linear_forward(
     const float* x,
     std::int64_t rows,
     float* y) {
+  if (weights.activation.active()) {
+    std::vector<float> rounded(x, x + rows * weights.in_features);
+    round_activations(ctx, weights.activation, rounded.data(), rows, weights.in_features);
+    LinearWeights plain = weights;
+    plain.activation = {};
+    linear_forward(ctx, workspace, plain, rounded.data(), rows, y);
+    return;
+  }
   if (rows <= kFewTokens) {
     few_tokens(ctx, workspace, weights, x, rows, y);
     return;
@@ -101,11 +106,12 @@ void linear_forward(
         const std::int64_t tile_rows = std::min(kTokenRows, rows - t);
         float* buffer = workspace.worker_floats(worker, 0, tile_out * n);
         const float* W = buffer;
-        if (!weights.packed && weights.dense.dtype == DType::kF32) {
+        if (!weights.quantized && weights.dense.dtype == DType::kF32) {
           W = reinterpret_cast<const float*>(weights.dense.bytes.data()) + o * n;
         } else {
+          std::uint8_t* scratch = workspace.worker_bytes(worker, n);
           for (std::int64_t r = 0; r < tile_out; ++r) {
-            (void)weight_row(ctx, workspace, weights, o + r, worker, buffer + r * n);
+            (void)weight_row(ctx.kernels, weights, o + r, scratch, buffer + r * n);
           }
         }
         float* target = y + t * out + o;

@@ -16,4 +16,13 @@ void linear_forward(
     std::int64_t rows,
     float* y);
 
+// Row `row` of W as floats: a pointer into the file for F32, else `buffer` [in], filled. `scratch`
+// [in].
+[[nodiscard]] const float* weight_row(
+    const KernelTable& kernels,
+    const LinearWeights& weights,
+    std::int64_t row,
+    std::uint8_t* scratch,
+    float* buffer);
+
 }  // namespace quern

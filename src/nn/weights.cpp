@@ -31,8 +31,11 @@ LinearWeights load_linear_weights(const Linear& linear, const Checkpoint& checkp
   LinearWeights weights;
   weights.out_features = linear.out_features;
   weights.in_features = linear.in_features;
-  if (stored.packed) {
-    weights.packed = std::move(stored.packed);
+  if (stored.activation) {
+    weights.activation = *stored.activation;
+  }
+  if (stored.quantized) {
+    weights.quantized = std::move(stored.quantized);
   } else {
     weights.dense = *stored.dense;
     align_dense(weights);
@@ -72,19 +75,14 @@ Model load_model(std::unique_ptr<Checkpoint> checkpoint) {
   model.graph =
       build_graph(checkpoint->config(), (checkpoint->directory() / "config.json").string());
   check_tensors(model.graph, *checkpoint);
-  const ModelConfig& config = model.graph.config;
-  model.embedding =
-      checkpoint->tensors().require(model.graph.embedding, {config.vocab_size, config.hidden_size});
+  model.embedding = load_linear_weights(model.graph.embedding, *checkpoint);
   for (const Block& block : model.graph.blocks) {
     model.blocks.push_back(load_block_weights(block, *checkpoint));
   }
   model.final_norm =
       load_vector(model.graph.final_norm.tensor, model.graph.final_norm.size, *checkpoint);
   if (model.graph.head_tied) {
-    model.head.out_features = config.vocab_size;
-    model.head.in_features = config.hidden_size;
-    model.head.dense = model.embedding;
-    align_dense(model.head);
+    model.head = model.embedding;
   } else {
     model.head = load_linear_weights(model.graph.head, *checkpoint);
   }

@@ -2,7 +2,8 @@
 #pragma once
 
 #include "model/graph.h"
-#include "quant/packed_linear.h"
+#include "quant/quantized_matrix.h"
+#include "quant/scheme.h"
 #include "tensor/checkpoint.h"
 
 #include <memory>
@@ -10,14 +11,15 @@
 
 namespace quern {
 
-// The weights of one linear: dense values as the file stores them (BF16 stays BF16), or packed.
+// The weights of one linear: dense values as the file stores them (BF16 stays BF16), or quantized.
 struct LinearWeights {
   std::int64_t out_features = 0;
   std::int64_t in_features = 0;
-  TensorView dense;  // points into the mapped file; unused when packed
+  TensorView dense;  // points into the mapped file; unused when quantized
   // Behind `dense` when the file does not align the tensor to its values.
   std::shared_ptr<const std::vector<std::byte>> aligned_copy;
-  std::shared_ptr<const PackedLinear> packed;  // null when dense
+  std::shared_ptr<const QuantizedMatrix> quantized;  // null when dense
+  ActivationScheme activation;
   std::vector<float> bias;  // [out_features] or empty
 };
 
@@ -39,7 +41,7 @@ void release_block_weights(const BlockWeights& weights, const Checkpoint& checkp
 struct Model {
   ModelGraph graph;
   std::unique_ptr<Checkpoint> checkpoint;
-  TensorView embedding;
+  LinearWeights embedding;  // [vocab_size, hidden_size]: rows are looked up
   std::vector<BlockWeights> blocks;
   std::vector<float> final_norm;
   LinearWeights head;

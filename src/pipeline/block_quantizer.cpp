@@ -183,10 +183,10 @@ void BlockQuantizer::quantize_site(
     LinearResult result = round_linear(*planned, problem);
     QuantizedLinear row;
     row.plan = planned;
-    row.packed = std::make_shared<const PackedLinear>(std::move(result.packed));
+    row.matrix = std::move(result.matrix);
     row.report = std::move(result.report);
     row.seconds = steady_seconds() - started;
-    target.packed = row.packed;
+    target.quantized = row.matrix;
     done.push_back(std::move(row));
   }
 }

@@ -18,7 +18,7 @@ namespace quern {
 // One quantized linear of a block, and what happened to it.
 struct QuantizedLinear {
   const PlannedLinear* plan = nullptr;
-  std::shared_ptr<const PackedLinear> packed;
+  std::shared_ptr<const QuantizedMatrix> matrix;
   LinearReport report;
   double seconds = 0;
 };

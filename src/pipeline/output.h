@@ -44,6 +44,9 @@ void write_output(
 // Reads `directory` back with the reader that evaluation uses and compares: every quantized linear
 // with what was rounded, every other tensor with the source, byte by byte. Throws Error(kFailed).
 [[nodiscard]] Census verify_output(
-    const PreparedRun& run, const BlockSource& blocks, const std::filesystem::path& directory);
+    const Context& ctx,
+    const PreparedRun& run,
+    const BlockSource& blocks,
+    const std::filesystem::path& directory);
 
 }  // namespace quern

@@ -253,7 +253,10 @@ std::string model_name(const fs::path& directory) {
 }
 
 CalibrationState initial_state(
-    const PreparedRun& run, const CalibrationSet& calibration, const fs::path& spill) {
+    const Context& ctx,
+    const PreparedRun& run,
+    const CalibrationSet& calibration,
+    const fs::path& spill) {
   std::vector<std::int64_t> rows;
   for (const auto& sequence : calibration.sequences) {
     rows.push_back(static_cast<std::int64_t>(sequence.size()));
@@ -264,19 +267,18 @@ CalibrationState initial_state(
           config.hidden_size, std::move(rows), run.estimate.spill_residual ? spill : fs::path()),
       {},
       0};
-  const TensorView& embedding =
-      run.source->tensors().require(run.graph.embedding, {config.vocab_size, config.hidden_size});
+  const LinearWeights embedding = load_linear_weights(run.graph.embedding, *run.source);
   const std::int64_t count = state.x.count();
   std::vector<std::int64_t> held;
   for (std::int64_t i = 0; i < count; ++i) {
     const std::vector<float> x =
-        embed_tokens(embedding, calibration.sequences[static_cast<std::size_t>(i)]);
+        embed_tokens(ctx.kernels, embedding, calibration.sequences[static_cast<std::size_t>(i)]);
     state.x.write(i, x.data());
     (is_holdout(i, count) ? held : state.order).push_back(i);
   }
   state.holdout_count = static_cast<std::int64_t>(held.size());
   state.order.insert(state.order.end(), held.begin(), held.end());
-  run.source->tensors().release(embedding);
+  run.source->tensors().release(embedding.dense);
   return state;
 }
 
@@ -296,7 +298,7 @@ PartTimes quantize_blocks(
   Progress progress(ctx.log, run.estimate.work);
   std::optional<CalibrationState> activations;
   if (run.needs_calibration) {
-    activations.emplace(initial_state(run, calibration, state.directory()));
+    activations.emplace(initial_state(ctx, run, calibration, state.directory()));
   }
   // Blocks done before are run through again, and only as far as one is left to do.
   std::size_t left = run.graph.blocks.size();
@@ -318,7 +320,7 @@ PartTimes quantize_blocks(
       for (const QuantizedLinear& linear : *linears) {
         for (std::size_t k = 0; k < block.linears.size(); ++k) {
           if (block.linears[k].module == linear.plan->name) {
-            weights.linears[k].packed = linear.packed;
+            weights.linears[k].quantized = linear.matrix;
           }
         }
       }
@@ -399,7 +401,7 @@ Json kept_json(const PreparedRun& run) {
       continue;
     }
     std::string reason = "norm or bias";
-    if (name == run.graph.embedding) {
+    if (name == run.graph.embedding.weight()) {
       reason = run.graph.head_tied ? "embedding, tied with the head" : "embedding";
     } else if (name == run.graph.head.module + ".weight") {
       reason = "head";
@@ -580,7 +582,7 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
     }
   }
   MethodOptions method_options = options.method_options;
-  method_options.minimum_zero_one = run.format->minimum_zero_one;
+  method_options.storage = run.format->storage(run.graph.config.dtype);
   // File names need not be UTF-8; JSON is.
   const std::string fingerprint_text = fingerprint_of(ctx, run, options, calibration)
                                            .dump(-1, ' ', false, Json::error_handler_t::replace);
@@ -637,7 +639,7 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
       {"calibration_sha256", calibration.sha256}};
   write_output(run, blocks, meta, staging);
   const SideFiles side_files = copy_side_files(run.source->directory(), staging);
-  const Census census = verify_output(run, blocks, staging);
+  const Census census = verify_output(ctx, run, blocks, staging);
 
   Json linears = Json::array();
   for (const Block& block : run.graph.blocks) {

@@ -8,7 +8,6 @@
 
 #include <fmt/format.h>
 
-#include <cstring>
 #include <system_error>
 #include <utility>
 
@@ -53,22 +52,6 @@ Json read_state(const std::filesystem::path& path) {
   } catch (const Error&) {
     return Json::object();
   }
-}
-
-template <class T>
-std::span<const std::byte> bytes_of(const std::vector<T>& values) {
-  return std::as_bytes(std::span(values));
-}
-
-// Copies a tensor of the state file into a vector of the right size; false when it does not fit.
-template <class T>
-bool copy_tensor(const SafetensorsStore& store, const std::string& name, std::vector<T>& values) {
-  const TensorView* view = store.find(name);
-  if (view == nullptr || view->bytes.size() != values.size() * sizeof(T)) {
-    return false;
-  }
-  std::memcpy(values.data(), view->bytes.data(), view->bytes.size());
-  return true;
 }
 
 std::optional<double> optional_number(const JsonReader& reader, const std::string& key) {
@@ -116,9 +99,7 @@ Json report_json(const QuantizedLinear& linear) {
       {"dead_columns", report.dead_columns},
       {"fallback", report.fallback ? Json(*report.fallback) : Json(nullptr)},
       {"rule", linear.plan->reason},
-      {"bytes",
-       4 * linear.packed->codes.size() + 2 * linear.packed->scales.size() +
-           linear.packed->zeros.size()},
+      {"bytes", linear.matrix->stored_bytes()},
       {"seconds", linear.seconds}};
 }
 
@@ -169,16 +150,18 @@ int RunState::blocks_saved() const {
 
 void RunState::save_block(const Block& block, const std::vector<QuantizedLinear>& linears) const {
   std::vector<TensorDeclaration> declarations;
+  std::vector<MatrixPart> parts;
   Json reports = Json::array();
   for (const QuantizedLinear& linear : linears) {
-    const PackedLinear& packed = *linear.packed;
-    const std::string& name = linear.plan->name;
-    declarations.push_back({name + ".codes", DType::kU32, {packed.out_features, packed.row_words}});
-    declarations.push_back({name + ".scales", DType::kF16, {packed.out_features, packed.groups()}});
-    if (!packed.zeros.empty()) {
-      declarations.push_back({name + ".zeros", DType::kU8, {packed.out_features, packed.groups()}});
+    for (MatrixPart& part : linear.matrix->parts()) {
+      part.name = linear.plan->name + "." + part.name;
+      declarations.push_back({part.name, part.dtype, part.shape});
+      parts.push_back(std::move(part));
     }
-    reports.push_back(report_json(linear));
+    Json report = report_json(linear);
+    report["kind"] = linear.matrix->kind();
+    report["parameters"] = linear.matrix->parameters();
+    reports.push_back(std::move(report));
   }
   SafetensorsOptions options;
   options.max_file_bytes = UINT64_MAX;
@@ -186,15 +169,8 @@ void RunState::save_block(const Block& block, const std::vector<QuantizedLinear>
   const SafetensorsLayout layout = plan_safetensors(declarations, options);
   AtomicFile file(block_path(block));
   file.write(layout.files.front().header);
-  const auto put = [&](const std::string& name, std::span<const std::byte> bytes) {
-    file.write_at(layout.slots.at(name).offset, bytes);
-  };
-  for (const QuantizedLinear& linear : linears) {
-    put(linear.plan->name + ".codes", bytes_of(linear.packed->codes));
-    put(linear.plan->name + ".scales", bytes_of(linear.packed->scales));
-    if (!linear.packed->zeros.empty()) {
-      put(linear.plan->name + ".zeros", bytes_of(linear.packed->zeros));
-    }
+  for (const MatrixPart& part : parts) {
+    file.write_at(layout.slots.at(part.name).offset, part.bytes);
   }
   file.commit();
 }
@@ -219,15 +195,14 @@ std::optional<std::vector<QuantizedLinear>> RunState::load_block(
         return std::nullopt;
       }
       read_report(reader, linear);
-      auto packed = std::make_shared<PackedLinear>(PackedLinear::make(
-          linear.plan->scheme, linear.plan->out_features, linear.plan->in_features));
       const std::string& name = linear.plan->name;
-      if (!copy_tensor(*store, name + ".codes", packed->codes) ||
-          !copy_tensor(*store, name + ".scales", packed->scales) ||
-          (!packed->zeros.empty() && !copy_tensor(*store, name + ".zeros", packed->zeros))) {
-        return std::nullopt;
-      }
-      linear.packed = std::move(packed);
+      linear.matrix = restore_matrix(
+          reader.get_string("kind"),
+          linear.plan->out_features,
+          linear.plan->in_features,
+          reader.get_object("parameters"),
+          [&](const std::string& part) { return store->find(name + "." + part); },
+          path.string() + ": " + name);
       linears.push_back(std::move(linear));
     }
     return linears;

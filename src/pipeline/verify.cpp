@@ -4,7 +4,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "model/graph.h"
-#include "quant/packed_linear.h"
+#include "quant/quantized_matrix.h"
 
 #include <fmt/format.h>
 
@@ -54,7 +54,7 @@ std::int64_t check_hashes(const Checkpoint& checkpoint, Json& problems) {
 
 // |W - Q| / |W| in the Frobenius norm, row by row on the pool; -1 when a value is not finite.
 double relative_difference(
-    const Context& ctx, const TensorView& dense, const PackedLinear& packed) {
+    const Context& ctx, const TensorView& dense, const QuantizedMatrix& packed) {
   const std::int64_t rows = packed.out_features;
   const auto width = static_cast<std::size_t>(packed.in_features);
   std::vector<double> difference(static_cast<std::size_t>(rows));
@@ -94,7 +94,7 @@ void compare_linear(
     Json& problems) {
   const StoredLinear stored =
       checkpoint.load_linear(module, original.shape.at(0), original.shape.at(1));
-  const double difference = relative_difference(ctx, original, *stored.packed);
+  const double difference = relative_difference(ctx, original, *stored.quantized);
   ++comparison.quantized;
   if (difference < 0) {
     problems.push_back(module + ": dequantizes to values that are not finite");

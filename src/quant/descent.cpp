@@ -71,8 +71,11 @@ double change_of_error(
 }  // namespace
 
 Descent::Descent(
-    const Context& context, const QuantScheme& quant_scheme, const std::vector<float>& matrix)
-    : ctx_(context), scheme_(quant_scheme), H_(matrix) {
+    const Context& context,
+    const QuantScheme& quant_scheme,
+    DType scale_dtype,
+    const std::vector<float>& matrix)
+    : ctx_(context), scheme_(quant_scheme), scale_dtype_(scale_dtype), H_(matrix) {
   const auto n =
       static_cast<std::size_t>(std::lround(std::sqrt(static_cast<double>(matrix.size()))));
   inverse_diagonal_.resize(n);
@@ -200,7 +203,7 @@ void Descent::refit_scales(RowBlock& block) const {
       for (std::int64_t k = 0; k < system.size; ++k) {
         const float old = block.scales[static_cast<std::size_t>((first + k) * lanes + r)];
         const auto wanted = static_cast<float>(old + step[static_cast<std::size_t>(k)]);
-        scales[static_cast<std::size_t>(k)] = storable_scale(wanted);
+        scales[static_cast<std::size_t>(k)] = storable_scale(wanted, scale_dtype_);
         step[static_cast<std::size_t>(k)] =
             static_cast<double>(scales[static_cast<std::size_t>(k)]) - old;
       }

@@ -14,7 +14,10 @@ namespace quern {
 class Descent {
  public:
   Descent(
-      const Context& context, const QuantScheme& quant_scheme, const std::vector<float>& matrix);
+      const Context& context,
+      const QuantScheme& quant_scheme,
+      DType scale_dtype,
+      const std::vector<float>& matrix);
 
   // One pass over all columns: each code becomes the best one given all others.
   void sweep(RowBlock& block) const;
@@ -35,6 +38,7 @@ class Descent {
 
   const Context& ctx_;
   const QuantScheme& scheme_;
+  DType scale_dtype_;
   const std::vector<float>& H_;
   std::vector<float> inverse_diagonal_;
 };

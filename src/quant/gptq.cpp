@@ -218,10 +218,11 @@ Candidates solve(
   // the shrinkage.
   const bool descends = options.descent_sweeps > 0 || options.refit_rounds > 0;
   const std::vector<float> H = descends ? dense_curvature(ctx, curvature) : std::vector<float>();
-  const Descent descent(ctx, scheme, H);
+  const Descent descent(ctx, scheme, options.storage.scale_dtype, H);
 
   Candidates made;
-  made.rtn = PackedLinear::make(scheme, problem.out_features, problem.in_features);
+  made.rtn = PackedLinear::make(
+      scheme, problem.out_features, problem.in_features, options.storage.scale_dtype);
   made.recursion = made.rtn;
   if (descends) {
     made.descent = made.rtn;
@@ -279,14 +280,15 @@ LinearResult quantize_gptq(
   const bool descended = made.descent.out_features > 0;
   const std::array<PackedLinear*, 3> all = {
       &made.rtn, &made.recursion, descended ? &made.descent : &made.recursion};
-  const auto measure = [&](std::span<const double> H, std::span<const PackedLinear* const> which) {
+  const auto measure = [&](std::span<const double> H,
+                           std::span<const QuantizedMatrix* const> which) {
     return quadratic_errors(ctx, problem.W, problem.out_features, problem.in_features, H, which);
   };
   // The last candidate has the lowest error on H; the others are taken when the held-out rows say
   // so clearly.
   std::size_t chosen = 2;
   if (has_holdout(stats)) {
-    const std::array<const PackedLinear*, 3> judged = {all[0], all[1], all[2]};
+    const std::array<const QuantizedMatrix*, 3> judged = {all[0], all[1], all[2]};
     const QuadraticErrors holdout = measure(stats.H_holdout, judged);
     const double margin = 1 + kHoldoutNoise / std::sqrt(static_cast<double>(stats.holdout_rows));
     if (holdout.errors[1] * margin < holdout.errors[chosen]) {
@@ -303,11 +305,11 @@ LinearResult quantize_gptq(
     }
     report.holdout_error = holdout.relative(chosen);
   }
-  const std::array<const PackedLinear*, 2> kept = {all[0], all[chosen]};
+  const std::array<const QuantizedMatrix*, 2> kept = {all[0], all[chosen]};
   const QuadraticErrors errors = measure(stats.H, kept);
   report.rtn_error = errors.relative(0);
   report.relative_error = errors.relative(1);
-  result.packed = std::move(*all[chosen]);
+  result.matrix = std::make_shared<const PackedLinear>(std::move(*all[chosen]));
   return result;
 }
 

@@ -16,6 +16,9 @@ namespace {
 using Lanes = std::array<float, kRowLanes>;
 
 constexpr float kLargestHalf = 65504.0F;
+// Bounds for scales with the exponent of a float: products with codes stay normal and finite.
+constexpr float kSmallestWideScale = 1e-30F;
+constexpr float kLargestWideScale = 1e30F;
 
 // Extremes of a group, with zero always inside.
 struct Extent {
@@ -41,29 +44,30 @@ Extent find_extent(const float* W, std::int64_t lanes, std::int64_t columns) {
 }
 
 float clamp_zero(const GridRules& rules, float zero) {
-  return std::clamp(zero, rules.minimum_zero_one ? 1.0F : 0.0F, rules.max_code());
+  return std::clamp(zero, rules.storage.minimum_zero_one ? 1.0F : 0.0F, rules.max_code());
 }
 
 // The grid that spans p times the extent of a row.
 void spanning_grid(
     const GridRules& rules, float low, float high, float p, float& scale, float& zero) {
+  const DType dtype = rules.storage.scale_dtype;
   const float max_code = rules.max_code();
   const float middle = static_cast<float>(1 << (rules.bits - 1));
   if (low == high) {  // both zero
-    scale = storable_scale(2.0F / max_code);
+    scale = storable_scale(2.0F / max_code, dtype);
     zero = middle;
     return;
   }
   if (rules.symmetric) {
-    scale = storable_scale(p * (2.0F * std::max(-low, high) / max_code));
+    scale = storable_scale(p * (2.0F * std::max(-low, high) / max_code), dtype);
     zero = middle;
     return;
   }
-  scale = storable_scale(p * (high / max_code - low / max_code));
+  scale = storable_scale(p * (high / max_code - low / max_code), dtype);
   zero = clamp_zero(rules, std::nearbyint(-(p * low) / scale));
-  if (rules.minimum_zero_one && low == 0.0F) {
+  if (rules.storage.minimum_zero_one && low == 0.0F) {
     // Code 0 is spent below zero, so max_code - 1 steps must reach the top.
-    scale = storable_scale(p * (high / (max_code - 1.0F)));
+    scale = storable_scale(p * (high / (max_code - 1.0F)), dtype);
   }
 }
 
@@ -194,7 +198,7 @@ class WeightedSearch {
     for (std::size_t i = 0; i < kBatch; ++i) {
       Grid grid = best_;
       for (std::size_t r = 0; r < kRowLanes; ++r) {
-        grid.scale[r] = storable_scale(grid.scale[r] * kFactors[i]);
+        grid.scale[r] = storable_scale(grid.scale[r] * kFactors[i], rules_.storage.scale_dtype);
         grid.zero[r] = clamp_zero(rules_, grid.zero[r] + step);
       }
       put(batch, i, grid);
@@ -248,10 +252,11 @@ class WeightedSearch {
   }
 
   // argmin over s of sum d (s v - w)^2 at the candidate's codes, or its own scale if there is none.
-  static float least_squares_scale(const Batch& batch, std::size_t candidate, std::size_t row) {
+  [[nodiscard]] float least_squares_scale(
+      const Batch& batch, std::size_t candidate, std::size_t row) const {
     const float* sums = &batch.sums[3 * candidate * kRowLanes + row];
     const float scale = sums[kRowLanes] / sums[2 * kRowLanes];
-    return scale > 0.0F && std::isfinite(scale) ? storable_scale(scale)
+    return scale > 0.0F && std::isfinite(scale) ? storable_scale(scale, rules_.storage.scale_dtype)
                                                 : batch.scale[candidate * kRowLanes + row];
   }
 
@@ -269,11 +274,17 @@ class WeightedSearch {
 }  // namespace
 
 GridRules grid_rules(const QuantScheme& scheme, const MethodOptions& options) {
-  return {scheme.bits, scheme.symmetric, options.minimum_zero_one, options.range};
+  return {scheme.bits, scheme.symmetric, options.storage, options.range};
 }
 
-float storable_scale(float scale) noexcept {
-  return f16_to_float(float_to_f16(std::clamp(scale, kSmallestNormalHalf, kLargestHalf)));
+float storable_scale(float scale, DType dtype) noexcept {
+  switch (dtype) {
+    case DType::kF16:
+      return f16_to_float(float_to_f16(std::clamp(scale, kSmallestNormalHalf, kLargestHalf)));
+    case DType::kBF16:
+      return bf16_to_float(float_to_bf16(std::clamp(scale, kSmallestWideScale, kLargestWideScale)));
+    default: return std::clamp(scale, kSmallestWideScale, kLargestWideScale);
+  }
 }
 
 void find_ranges(

@@ -13,7 +13,7 @@ struct KernelTable;
 struct GridRules {
   int bits = 4;
   bool symmetric = true;  // zero point 2^(bits-1)
-  bool minimum_zero_one = false;  // asymmetric zero points are 1 … 2^bits - 1
+  StorageRules storage;
   RangeSearch search = RangeSearch::kWeighted;
 
   [[nodiscard]] float max_code() const noexcept { return static_cast<float>((1 << bits) - 1); }
@@ -21,9 +21,9 @@ struct GridRules {
 
 [[nodiscard]] GridRules grid_rules(const QuantScheme& scheme, const MethodOptions& options);
 
-// The scale as a file will hold it: rounded to half precision, at least the smallest normal half
-// and finite. Codes are always chosen with this value, never with the unrounded one.
-[[nodiscard]] float storable_scale(float scale) noexcept;
+// The scale as a file will hold it: rounded to `dtype` (F16, BF16, F32), positive, normal and
+// finite. Codes are always chosen with this value, never with the unrounded one.
+[[nodiscard]] float storable_scale(float scale, DType dtype) noexcept;
 
 // Scale and zero point of one group of every row. W is [columns][lanes] with the rows in the lanes
 // (kernels/quant_columns.h), `weights` [columns] the importance of each column (only kWeighted uses

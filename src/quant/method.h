@@ -2,11 +2,12 @@
 #pragma once
 
 #include "base/context.h"
-#include "quant/packed_linear.h"
+#include "quant/quantized_matrix.h"
 #include "quant/scheme.h"
 #include "quant/site_stats.h"
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -34,7 +35,7 @@ struct MethodOptions {
   double damping = 0.01;  // lambda_0: H_jj += lambda * mean(diag H); the ladder goes up from it
   int descent_sweeps = 3;  // coordinate-descent sweeps after the recursion
   int refit_rounds = 3;  // rounds of (closed-form scale refit, 2 sweeps)
-  bool minimum_zero_one = false;  // the file format cannot hold zero point 0 (GPTQ v1)
+  StorageRules storage;  // of the format that is written
   // Further rounds of recursion and descent, each from the scales that the last one ended with; the
   // better rows are kept. One costs as much as the first pass and lowers the error by 1 to 3 %.
   int restarts = 0;
@@ -65,7 +66,7 @@ struct LinearReport {
 };
 
 struct LinearResult {
-  PackedLinear packed;
+  std::shared_ptr<const QuantizedMatrix> matrix;
   LinearReport report;
 };
 

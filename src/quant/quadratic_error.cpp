@@ -83,7 +83,7 @@ QuadraticErrors quadratic_errors(
     std::int64_t rows,
     std::int64_t columns,
     std::span<const double> H,
-    std::span<const PackedLinear* const> candidates) {
+    std::span<const QuantizedMatrix* const> candidates) {
   std::vector<float> single(H.size());
   ctx.pool.for_chunks(columns, 64, [&](std::int64_t begin, std::int64_t end, int) {
     const auto first = static_cast<std::ptrdiff_t>(H.empty() ? 0 : begin * columns);

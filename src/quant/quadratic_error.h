@@ -2,7 +2,7 @@
 #pragma once
 
 #include "base/context.h"
-#include "quant/packed_linear.h"
+#include "quant/quantized_matrix.h"
 
 #include <cstdint>
 #include <span>
@@ -27,6 +27,6 @@ struct QuadraticErrors {
     std::int64_t rows,
     std::int64_t columns,
     std::span<const double> H,
-    std::span<const PackedLinear* const> candidates);
+    std::span<const QuantizedMatrix* const> candidates);
 
 }  // namespace quern

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "quant/row_block.h"
 
-#include "base/half.h"
 #include "kernels/kernels.h"
 
 #include <algorithm>
@@ -111,7 +110,7 @@ void RowBlock::store(PackedLinear& packed) const {
     for (std::int64_t group = 0; group < groups; ++group) {
       const auto cell = static_cast<std::size_t>(group * lanes + r);
       const auto at = static_cast<std::size_t>((first + r) * groups + group);
-      packed.scales[at] = float_to_f16(scales[cell]);
+      packed.scales[at] = scales[cell];
       if (!packed.zeros.empty()) {
         packed.zeros[at] = static_cast<std::uint8_t>(zeros[cell]);
       }

@@ -4,6 +4,7 @@
 #include "kernels/quant_columns.h"
 #include "quant/grid.h"
 #include "quant/method.h"
+#include "quant/packed_linear.h"
 
 #include <cstdint>
 #include <vector>

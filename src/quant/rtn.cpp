@@ -77,8 +77,8 @@ PackedLinear round_to_nearest(
     const LinearProblem& problem,
     const MethodOptions& options,
     const std::vector<float>& importance) {
-  PackedLinear packed =
-      PackedLinear::make(problem.scheme, problem.out_features, problem.in_features);
+  PackedLinear packed = PackedLinear::make(
+      problem.scheme, problem.out_features, problem.in_features, options.storage.scale_dtype);
   const GridRules rules = grid_rules(problem.scheme, options);
   ctx.pool.for_chunks(
       problem.out_features,
@@ -107,8 +107,9 @@ LinearResult quantize_rtn(
     result.report.tokens = problem.stats->rows;
     result.report.dead_columns = curvature.dead_columns;
   }
-  result.packed = round_to_nearest(ctx, problem, options, importance);
-  const std::array<const PackedLinear*, 1> candidates = {&result.packed};
+  result.matrix =
+      std::make_shared<const PackedLinear>(round_to_nearest(ctx, problem, options, importance));
+  const std::array<const QuantizedMatrix*, 1> candidates = {result.matrix.get()};
   const auto measure = [&](std::span<const double> matrix) {
     return quadratic_errors(
                ctx, problem.W, problem.out_features, problem.in_features, matrix, candidates)

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "quant/method.h"
+#include "quant/packed_linear.h"
 
 #include <vector>
 

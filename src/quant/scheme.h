@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "tensor/tensor.h"
+
 #include <cstdint>
 #include <string>
 
@@ -24,6 +26,27 @@ struct QuantScheme {
   [[nodiscard]] int symmetric_zero() const noexcept { return 1 << (bits - 1); }
 
   friend bool operator==(const QuantScheme&, const QuantScheme&) = default;
+};
+
+// What a file format does to the numbers of a grid. Codes are always chosen with scales and zero
+// points as they will be stored.
+struct StorageRules {
+  DType scale_dtype = DType::kF16;  // F16, BF16 or F32
+  bool minimum_zero_one = false;  // zero point 0 cannot be stored (GPTQ v1)
+
+  friend bool operator==(const StorageRules&, const StorageRules&) = default;
+};
+
+// Integer activations of a linear: W8A8, W4A8 (methods.md 5). Symmetric; a row of inputs is rounded
+// to scale * (-2^(bits-1) … 2^(bits-1)-1) before the product.
+struct ActivationScheme {
+  int bits = 16;  // 16: inputs stay floats
+  bool dynamic = true;  // scale of each token = max |x| / (2^(bits-1)-1), at run time
+  float scale = 0;  // of all tokens, when not dynamic
+
+  [[nodiscard]] bool active() const noexcept { return bits < 16; }
+
+  friend bool operator==(const ActivationScheme&, const ActivationScheme&) = default;
 };
 
 }  // namespace quern

@@ -11,12 +11,14 @@
 
 namespace quern {
 
-struct PackedLinear;  // quant/packed_linear.h
+struct ActivationScheme;  // quant/scheme.h
+struct QuantizedMatrix;  // quant/quantized_matrix.h
 
-// The weights of one linear as a checkpoint holds them: exactly one of the two.
+// The weights of one linear as a checkpoint holds them: dense or quantized.
 struct StoredLinear {
   std::optional<TensorView> dense;  // [out, in], F16, BF16 or F32; points into the file
-  std::shared_ptr<const PackedLinear> packed;
+  std::shared_ptr<const QuantizedMatrix> quantized;
+  std::shared_ptr<const ActivationScheme> activation;  // null: inputs stay floats
 };
 
 // A model on disk, whatever its format: configuration, tensors, and linears in the form that they
