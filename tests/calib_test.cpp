@@ -91,7 +91,8 @@ SiteStats stats_of(const Context& ctx, Matrix X, std::int64_t width, std::int64_
   SiteAccumulator accumulator(width);
   const std::int64_t rows = static_cast<std::int64_t>(X.size()) / width;
   for (std::int64_t begin = 0; begin < rows; begin += block_rows) {
-    accumulator.add(ctx, X.data() + begin * width, std::min(block_rows, rows - begin), false);
+    accumulator.add(
+        ctx, X.data() + begin * width, nullptr, std::min(block_rows, rows - begin), false);
   }
   return accumulator.finish(ctx);
 }
@@ -160,8 +161,8 @@ TEST(SiteAccumulator, HoldsTheLargestSizeOfEveryChannel) {
   SiteAccumulator accumulator(width);
   Matrix first(X.begin(), X.begin() + 35 * width);
   Matrix second(X.begin() + 35 * width, X.end());
-  accumulator.add(*ctx, first.data(), 35, false);
-  accumulator.add(*ctx, second.data(), 35, true);
+  accumulator.add(*ctx, first.data(), nullptr, 35, false);
+  accumulator.add(*ctx, second.data(), nullptr, 35, true);
   const SiteStats stats = accumulator.finish(*ctx);
   for (std::size_t i = 0; i < 600; ++i) {
     float highest = 0;
@@ -221,7 +222,7 @@ TEST(SiteAccumulator, HeldOutRowsAreApart) {
     Matrix part(X.begin() + r * width, X.begin() + (r + 30) * width);
     Matrix& target = holdout ? held : kept;
     target.insert(target.end(), part.begin(), part.end());
-    accumulator.add(*ctx, part.data(), 30, holdout);
+    accumulator.add(*ctx, part.data(), nullptr, 30, holdout);
   }
   const SiteStats stats = accumulator.finish(*ctx);
   EXPECT_EQ(stats.rows, 240);

@@ -38,21 +38,19 @@ SiteAccumulator::SiteAccumulator(std::int64_t width) {
   stats_.abs_max.assign(static_cast<std::size_t>(width), 0.0F);
 }
 
-std::uint64_t SiteAccumulator::memory(std::int64_t width, bool with_holdout) {
-  const auto cells = static_cast<std::uint64_t>(width) * static_cast<std::uint64_t>(width);
-  return cells * (with_holdout ? 8 + 8 + 4 : 8 + 4);
-}
-
-std::int64_t SiteAccumulator::drop_non_finite(const Context& ctx, float* X, std::int64_t rows) {
+std::int64_t SiteAccumulator::drop_non_finite(
+    const Context& ctx, float* X, float* reference, std::int64_t rows) {
   const std::int64_t width = stats_.width;
   std::vector<std::uint8_t> finite(static_cast<std::size_t>(rows), 1);
   ctx.pool.for_chunks(rows, kRowChunk, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t r = begin; r < end; ++r) {
-      const float* row = X + r * width;
       // x * 0 is 0 for finite x and NaN otherwise; one sum instead of a branch per value.
       float sum = 0;
-      for (std::int64_t i = 0; i < width; ++i) {
-        sum += row[i] * 0.0F;
+      for (const float* rows_of :
+           {static_cast<const float*>(X), static_cast<const float*>(reference)}) {
+        for (std::int64_t i = 0; rows_of != nullptr && i < width; ++i) {
+          sum += rows_of[r * width + i] * 0.0F;
+        }
       }
       finite[static_cast<std::size_t>(r)] = sum == 0.0F ? 1 : 0;
     }
@@ -63,16 +61,22 @@ std::int64_t SiteAccumulator::drop_non_finite(const Context& ctx, float* X, std:
       ++stats_.dropped_rows;
       continue;
     }
-    if (kept != r) {
-      std::memcpy(X + kept * width, X + r * width, static_cast<std::size_t>(width) * sizeof(float));
+    for (float* rows_of : {X, reference}) {
+      if (rows_of != nullptr && kept != r) {
+        std::memcpy(
+            rows_of + kept * width,
+            rows_of + r * width,
+            static_cast<std::size_t>(width) * sizeof(float));
+      }
     }
     ++kept;
   }
   return kept;
 }
 
-void SiteAccumulator::add(const Context& ctx, float* X, std::int64_t rows, bool holdout) {
-  const std::int64_t kept = drop_non_finite(ctx, X, rows);
+void SiteAccumulator::add(
+    const Context& ctx, float* X, float* reference, std::int64_t rows, bool holdout) {
+  const std::int64_t kept = drop_non_finite(ctx, X, reference, rows);
   if (kept == 0) {
     return;
   }
@@ -91,8 +95,37 @@ void SiteAccumulator::add(const Context& ctx, float* X, std::int64_t rows, bool 
     }
   });
   add_products(ctx, X, kept);
+  if (reference != nullptr) {
+    add_mixed_products(ctx, X, reference, kept);
+  }
   partial_rows_ += kept;
   (holdout ? stats_.holdout_rows : stats_.rows) += kept;
+}
+
+void SiteAccumulator::add_mixed_products(
+    const Context& ctx, const float* X, const float* reference, std::int64_t rows) {
+  const std::int64_t width = stats_.width;
+  partial_mixed_.resize(static_cast<std::size_t>(width * width));
+  const float keep = partial_rows_ == 0 ? 0.0F : 1.0F;
+  const std::int64_t tiles = (width + kTile - 1) / kTile;
+  ctx.pool.for_chunks(tiles * tiles, 1, [&](std::int64_t item, std::int64_t, int) {
+    const std::int64_t row = item / tiles * kTile;
+    const std::int64_t column = item % tiles * kTile;
+    ctx.blas.gemm(
+        true,
+        false,
+        std::min(kTile, width - row),
+        std::min(kTile, width - column),
+        rows,
+        1.0F,
+        X + row,
+        width,
+        reference + column,
+        width,
+        keep,
+        partial_mixed_.data() + row * width + column,
+        width);
+  });
 }
 
 void SiteAccumulator::add_products(const Context& ctx, const float* X, std::int64_t rows) {
@@ -129,16 +162,21 @@ void SiteAccumulator::add_products(const Context& ctx, const float* X, std::int6
 
 void SiteAccumulator::flush(const Context& ctx) {
   const std::int64_t width = stats_.width;
-  std::vector<double>& H = partial_holdout_ ? stats_.H_holdout : stats_.H;
-  H.resize(static_cast<std::size_t>(width * width), 0.0);
-  ctx.pool.for_chunks(width, 16, [&](std::int64_t begin, std::int64_t end, int) {
-    for (std::int64_t i = begin; i < end; ++i) {
-      for (std::int64_t j = i; j < width; ++j) {
-        H[static_cast<std::size_t>(i * width + j)] +=
-            static_cast<double>(partial_[static_cast<std::size_t>(i * width + j)]);
+  const auto add = [&](const std::vector<float>& partial, std::vector<double>& sums, bool upper) {
+    sums.resize(static_cast<std::size_t>(width * width), 0.0);
+    ctx.pool.for_chunks(width, 16, [&](std::int64_t begin, std::int64_t end, int) {
+      for (std::int64_t i = begin; i < end; ++i) {
+        for (std::int64_t j = upper ? i : 0; j < width; ++j) {
+          sums[static_cast<std::size_t>(i * width + j)] +=
+              static_cast<double>(partial[static_cast<std::size_t>(i * width + j)]);
+        }
       }
-    }
-  });
+    });
+  };
+  add(partial_, partial_holdout_ ? stats_.H_holdout : stats_.H, true);
+  if (!partial_mixed_.empty()) {
+    add(partial_mixed_, partial_holdout_ ? stats_.G_holdout : stats_.G, false);
+  }
   partial_rows_ = 0;
 }
 
@@ -147,21 +185,22 @@ SiteStats SiteAccumulator::finish(const Context& ctx) {
     flush(ctx);
   }
   partial_ = {};
+  partial_mixed_ = {};
   const std::int64_t width = stats_.width;
   stats_.H.resize(static_cast<std::size_t>(width * width), 0.0);
-  const auto mirror = [&](std::vector<double>& H, std::int64_t rows) {
-    if (rows == 0) {
-      return;
-    }
-    const double inverse = 1.0 / static_cast<double>(rows);
-    ctx.pool.for_chunks(width, 64, [&](std::int64_t begin, std::int64_t end, int) {
-      for (std::int64_t i = begin; i < end; ++i) {
-        for (std::int64_t j = i; j < width; ++j) {
-          H[static_cast<std::size_t>(i * width + j)] *= inverse;
-        }
-      }
-    });
-    ctx.pool.for_chunks(width, 64, [&](std::int64_t begin, std::int64_t end, int) {
+  const auto scale = [&](std::vector<double>& sums, std::int64_t rows) {
+    const double inverse = rows == 0 ? 0.0 : 1.0 / static_cast<double>(rows);
+    ctx.pool.for_chunks(
+        static_cast<std::int64_t>(sums.size()),
+        64 * width,
+        [&](std::int64_t begin, std::int64_t end, int) {
+          for (std::int64_t i = begin; i < end; ++i) {
+            sums[static_cast<std::size_t>(i)] *= inverse;
+          }
+        });
+  };
+  const auto mirror = [&](std::vector<double>& H) {
+    ctx.pool.for_chunks(H.empty() ? 0 : width, 64, [&](std::int64_t begin, std::int64_t end, int) {
       for (std::int64_t i = begin; i < end; ++i) {
         for (std::int64_t j = 0; j < i; ++j) {
           H[static_cast<std::size_t>(i * width + j)] = H[static_cast<std::size_t>(j * width + i)];
@@ -169,8 +208,12 @@ SiteStats SiteAccumulator::finish(const Context& ctx) {
       }
     });
   };
-  mirror(stats_.H, stats_.rows);
-  mirror(stats_.H_holdout, stats_.holdout_rows);
+  scale(stats_.H, stats_.rows);
+  scale(stats_.H_holdout, stats_.holdout_rows);
+  scale(stats_.G, stats_.rows);
+  scale(stats_.G_holdout, stats_.holdout_rows);
+  mirror(stats_.H);
+  mirror(stats_.H_holdout);
   SiteStats result = std::move(stats_);
   stats_ = SiteStats{};
   stats_.width = width;

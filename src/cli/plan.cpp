@@ -19,6 +19,7 @@ int run_plan(Session& session, const QuantizeArguments& arguments) {
       {"model", arguments.model},
       {"budget", nullptr},
       {"predicted", predicted_json(run)},
+      {"transform", run.plan.transform},
       {"linears", plan_linears_json(run.plan)},
       {"constraints", Json::array()}};
   session.context().log.info(describe_plan(run, options));

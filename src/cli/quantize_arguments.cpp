@@ -96,6 +96,17 @@ void add_quantize_options(CLI::App& app, QuantizeArguments& a) {
   app.add_option("--refits", a.refits, "rounds of scale refit (default: 3)")
       ->check(CLI::Range(0, 100))
       ->group("How");
+  app.add_option("--transform", a.transform, "channel factors: none, awq or scale (default: none)")
+      ->check(CLI::IsMember({"none", "awq", "scale"}))
+      ->group("How");
+  app.add_flag(
+         "--mismatch-target",
+         a.mismatch_target,
+         "round towards the unquantized model's outputs; a second forward pass")
+      ->group("How");
+  app.add_option("--restarts", a.restarts, "further rounds of recursion and descent (default: 0)")
+      ->check(CLI::Range(0, 100))
+      ->group("How");
   app.add_option(
          "--calibration",
          a.calibration,
@@ -143,6 +154,9 @@ QuantizeOptions quantize_options(const Session& session, const QuantizeArguments
   if (a.refits >= 0) {
     options.method_options.refit_rounds = a.refits;
   }
+  options.method_options.restarts = a.restarts;
+  options.method_options.mismatch_target = a.mismatch_target;
+  options.transform = a.transform == "none" ? "" : a.transform;
   for (const std::string& file : a.calibration) {
     options.calibration.files.push_back(parse_calibration(file));
   }

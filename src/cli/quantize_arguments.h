@@ -28,6 +28,9 @@ struct QuantizeArguments {
   double damping = 0.01;
   int sweeps = -1;
   int refits = -1;
+  int restarts = 0;
+  std::string transform;
+  bool mismatch_target = false;
   std::string work_directory;
   std::string shard_size = "5GB";
   bool resume = true;

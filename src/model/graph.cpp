@@ -35,6 +35,22 @@ std::int64_t ModelGraph::linear_parameters() const {
   return total;
 }
 
+namespace {
+
+// Row of v_proj behind each channel of o_proj's input: heads of one group share a key-value head.
+std::vector<std::int32_t> value_rows(const ModelConfig& config) {
+  std::vector<std::int32_t> rows;
+  for (std::int64_t head = 0; head < config.heads; ++head) {
+    const std::int64_t kv_head = head / (config.heads / config.kv_heads);
+    for (std::int64_t i = 0; i < config.head_dim; ++i) {
+      rows.push_back(static_cast<std::int32_t>(kv_head * config.head_dim + i));
+    }
+  }
+  return rows;
+}
+
+}  // namespace
+
 ModelGraph dense_graph(ModelConfig config, const DenseOptions& options) {
   ModelGraph graph;
   const std::int64_t hidden = config.hidden_size;
@@ -65,10 +81,10 @@ ModelGraph dense_graph(ModelConfig config, const DenseOptions& options) {
     };
     // In the order of DenseSite.
     block.sites = {
-        {"attention_input", hidden, {kQ, kK, kV}},
-        {"attention_output", q_width, {kO}},
-        {"mlp_input", hidden, {kGateProj, kUpProj}},
-        {"mlp_hidden", inner, {kDownProj}},
+        {"attention_input", hidden, {kQ, kK, kV}, -1, {}},
+        {"attention_output", q_width, {kO}, kV, value_rows(config)},
+        {"mlp_input", hidden, {kGateProj, kUpProj}, -1, {}},
+        {"mlp_hidden", inner, {kDownProj}, kUpProj, {}},
     };
     graph.blocks.push_back(std::move(block));
   }

@@ -37,6 +37,11 @@ struct CalibrationSite {
   std::string name;  // "attention_input", …
   std::int64_t width = 0;
   std::vector<int> linears;  // indices into Block::linears
+  // What makes the channels, and can take a factor per channel out of them: a norm of the block
+  // (-1), or the rows of this linear.
+  int producer = -1;
+  // [width] the producer's row behind each channel; empty: row c makes channel c.
+  std::vector<std::int32_t> producer_rows;
 };
 
 // The sites of a dense block, in the order in which they are walked.

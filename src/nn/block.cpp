@@ -52,6 +52,14 @@ bool site_reads_residual(int site) {
   return site == kAttentionInput || site == kMlpInput;
 }
 
+const Norm& site_norm(const Block& block, int site) {
+  return site == kAttentionInput ? block.attention_norm : block.mlp_norm;
+}
+
+std::vector<float>& site_norm_gain(BlockWeights& weights, int site) {
+  return site == kAttentionInput ? weights.attention_norm : weights.mlp_norm;
+}
+
 void site_input(
     const Context& ctx,
     const ModelConfig& config,

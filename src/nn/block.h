@@ -16,6 +16,10 @@ namespace quern {
 // True when X of the site is recomputed from x; false when it is what the previous site carried.
 [[nodiscard]] bool site_reads_residual(int site);
 
+// The norm that makes X of such a site, and its gain.
+[[nodiscard]] const Norm& site_norm(const Block& block, int site);
+[[nodiscard]] std::vector<float>& site_norm_gain(BlockWeights& weights, int site);
+
 // X [rows, sites[site].width] of a site that reads the residual.
 void site_input(
     const Context& ctx,

@@ -4,10 +4,14 @@
 #include "base/error.h"
 #include "base/process.h"
 #include "calib/statistics.h"
+#include "quant/curvature.h"
+#include "quant/mismatch.h"
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <optional>
+#include <span>
 #include <utility>
 
 namespace quern {
@@ -39,6 +43,39 @@ double rounding_work(const Linear& linear, const MethodOptions& options) {
   return n * n * n / 3 + m * n * n * (0.5 + sweeps + 0.5 * options.refit_rounds);
 }
 
+// Tokens that judge factors between two linears: they have few degrees of freedom.
+constexpr double kFactorTokens = 16384;
+
+// W of a linear with its rows divided and its columns multiplied.
+std::vector<float> scaled_weights(
+    const LinearWeights& weights, std::span<const float> rows, std::span<const float> columns) {
+  std::vector<float> W = to_float(weights.dense);
+  const auto width = static_cast<std::size_t>(weights.in_features);
+  for (std::size_t r = 0; r * width < W.size(); ++r) {
+    float* row = W.data() + r * width;
+    const float divisor = rows.empty() ? 1.0F : rows[r];
+    for (std::size_t j = 0; j < width; ++j) {
+      row[j] = row[j] / divisor * (columns.empty() ? 1.0F : columns[j]);
+    }
+  }
+  return W;
+}
+
+// A tensor of the source with other values, rounded to its dtype.
+ReplacedTensor replaced(
+    const TensorStore& source, const std::string& name, std::span<const float> values) {
+  const TensorView& view = source.require(name, {static_cast<std::int64_t>(values.size())});
+  return {name, view.dtype, view.shape, from_float(values, view.dtype)};
+}
+
+Json transform_json(const Block& block, int site, const ScalingResult& found) {
+  return {
+      {"layer", block.index},
+      {"site", block.sites[static_cast<std::size_t>(site)].name},
+      {"rule", found.rule},
+      {"error_ratio", found.error_ratio}};
+}
+
 // Adds what passes between its making and its end to a part.
 class PartTimer {
  public:
@@ -64,11 +101,16 @@ BlockWork block_work(
     const ModelConfig& config,
     double tokens,
     double length,
+    const QuantPlan& plan,
     const MethodOptions& options) {
   BlockWork work;
+  // H is half a product, G a whole one, and its stream another forward pass.
+  const double gathers = options.mismatch_target ? 3 : 1;
+  const double passes = options.mismatch_target ? 2 : 1;
+  const double before = plan.transform.empty() ? 0 : std::min(tokens, kFactorTokens);
   for (int site = 0; site < static_cast<int>(block.sites.size()); ++site) {
-    work.gather += site_gather_work(block, site, tokens);
-    work.apply += site_apply_work(block, config, site, tokens, length);
+    work.gather += gathers * site_gather_work(block, site, tokens);
+    work.apply += site_apply_work(block, config, site, passes * tokens + before, length);
   }
   for (const Linear& linear : block.linears) {
     work.round += rounding_work(linear, options);
@@ -79,13 +121,16 @@ BlockWork block_work(
 BlockQuantizer::BlockQuantizer(
     const Context& ctx,
     const ModelGraph& graph,
+    const TensorStore& source,
     const QuantPlan& plan,
     const MethodOptions& options,
     std::filesystem::path spill_directory)
     : ctx_(ctx),
       graph_(graph),
+      source_(source),
       plan_(plan),
       options_(options),
+      transform_(find_transform(plan.transform)),
       spill_directory_(std::move(spill_directory)),
       workspace_(ctx) {}
 
@@ -111,40 +156,55 @@ LinearResult BlockQuantizer::round_linear(
 }
 
 void BlockQuantizer::load_site_input(
-    const BlockWeights& weights,
+    const Stream& stream,
     int site,
-    const CalibrationState& state,
-    const ActivationStore* carried,
-    std::int64_t sequence) {
-  const std::int64_t rows = state.x.rows(sequence);
+    std::int64_t sequence,
+    std::vector<float>& x,
+    std::vector<float>& X) const {
+  const std::int64_t rows = stream.x.rows(sequence);
   const ModelConfig& config = graph_.config;
-  x_.resize(static_cast<std::size_t>(rows * config.hidden_size));
-  state.x.read(sequence, x_.data());
+  x.resize(static_cast<std::size_t>(rows * config.hidden_size));
+  stream.x.read(sequence, x.data());
   if (site_reads_residual(site)) {
-    X_.resize(x_.size());
-    site_input(ctx_, config, weights, site, x_.data(), rows, X_.data());
+    X.resize(x.size());
+    site_input(ctx_, config, stream.weights, site, x.data(), rows, X.data());
   } else {
-    X_.resize(static_cast<std::size_t>(rows * carried->width()));
-    carried->read(sequence, X_.data());
+    X.resize(static_cast<std::size_t>(rows * stream.carried->width()));
+    stream.carried->read(sequence, X.data());
   }
 }
 
 SiteStats BlockQuantizer::gather(
     const Block& block,
-    const BlockWeights& weights,
     int site,
     const CalibrationState& state,
-    const ActivationStore* carried,
+    const Stream& quantized,
+    const Stream* reference,
     Progress& progress) {
   const PartTimer timer(times_.gather);
-  SiteAccumulator accumulator(block.sites[static_cast<std::size_t>(site)].width);
+  const CalibrationSite& place = block.sites[static_cast<std::size_t>(site)];
+  // The unquantized stream knows nothing of the factors that the producer's rows were divided by.
+  const std::vector<float>& factors =
+      factors_[static_cast<std::size_t>(place.linears.front())].columns;
+  SiteAccumulator accumulator(place.width);
   for (std::int64_t i = 0; i < static_cast<std::int64_t>(state.order.size()); ++i) {
     stop_if_interrupted();
     const std::int64_t sequence = state.order[static_cast<std::size_t>(i)];
     const std::int64_t rows = state.x.rows(sequence);
-    load_site_input(weights, site, state, carried, sequence);
-    accumulator.add(ctx_, X_.data(), rows, state.is_holdout(i));
-    const double work = site_gather_work(block, site, static_cast<double>(rows));
+    load_site_input(quantized, site, sequence, x_, X_);
+    float* beside = nullptr;
+    if (reference != nullptr) {
+      load_site_input(*reference, site, sequence, x_, reference_X_);
+      beside = reference_X_.data();
+      for (std::int64_t r = 0; r < rows && !factors.empty(); ++r) {
+        for (std::int64_t j = 0; j < place.width; ++j) {
+          beside[r * place.width + j] /= factors[static_cast<std::size_t>(j)];
+        }
+      }
+    }
+    accumulator.add(ctx_, X_.data(), beside, rows, state.is_holdout(i));
+    const double work =
+        (reference != nullptr ? 3 : 1) * site_gather_work(block, site, static_cast<double>(rows));
     times_.gather.work += work;
     progress.add(work);
   }
@@ -152,11 +212,183 @@ SiteStats BlockQuantizer::gather(
   if (stats.rows + stats.holdout_rows == 0 && stats.dropped_rows > 0) {
     throw ParseError(
         "the model computes values that are not finite",
-        fmt::format("layer {}, {}", block.index, block.sites[static_cast<std::size_t>(site)].name),
+        fmt::format("layer {}, {}", block.index, place.name),
         fmt::format("all {} calibration tokens give infinity or NaN there", stats.dropped_rows),
         "check the checkpoint with quern verify: it may be damaged");
   }
   return stats;
+}
+
+bool BlockQuantizer::all_quantized(const Block& block, const std::vector<int>& linears) const {
+  return std::all_of(linears.begin(), linears.end(), [&](int index) {
+    const PlannedLinear* planned =
+        plan_.find(block.linears[static_cast<std::size_t>(index)].module);
+    return planned != nullptr && !planned->keep();
+  });
+}
+
+ScalingProblem BlockQuantizer::scaling_problem(
+    const Block& block,
+    int site,
+    const SiteStats& stats,
+    std::vector<std::vector<float>>& W) const {
+  ScalingProblem problem;
+  problem.stats = &stats;
+  const CalibrationSite& place = block.sites[static_cast<std::size_t>(site)];
+  for (std::size_t i = 0; i < place.linears.size(); ++i) {
+    const Linear& linear = block.linears[static_cast<std::size_t>(place.linears[i])];
+    problem.consumers.push_back({W[i], linear.out_features, plan_.find(linear.module)->scheme});
+  }
+  problem.unit_of = place.producer_rows;
+  problem.powers_of_two =
+      place.producer >= 0 && block.linears[static_cast<std::size_t>(place.producer)].has_bias;
+  return problem;
+}
+
+std::vector<SiteStats> BlockQuantizer::gather_before_rounding(
+    const Block& block,
+    const BlockWeights& weights,
+    const CalibrationState& state,
+    Progress& progress) {
+  std::vector<SiteAccumulator> accumulators;
+  for (const CalibrationSite& site : block.sites) {
+    accumulators.emplace_back(site.width);
+  }
+  double tokens = 0;
+  for (const std::int64_t sequence : state.order) {
+    if (tokens >= kFactorTokens) {
+      break;
+    }
+    stop_if_interrupted();
+    const std::int64_t rows = state.x.rows(sequence);
+    x_.resize(static_cast<std::size_t>(rows * graph_.config.hidden_size));
+    state.x.read(sequence, x_.data());
+    LayerCache cache;
+    std::vector<float> next;
+    for (int site = 0; site < static_cast<int>(block.sites.size()); ++site) {
+      if (site_reads_residual(site)) {
+        X_.resize(x_.size());
+        site_input(ctx_, graph_.config, weights, site, x_.data(), rows, X_.data());
+      } else {
+        std::swap(X_, next);
+        accumulators[static_cast<std::size_t>(site)].add(ctx_, X_.data(), nullptr, rows, false);
+      }
+      if (site + 1 == static_cast<int>(block.sites.size())) {
+        break;  // nothing reads what the last site makes
+      }
+      next.resize(
+          static_cast<std::size_t>(rows * block.sites[static_cast<std::size_t>(site) + 1].width));
+      apply_site(
+          ctx_,
+          workspace_,
+          graph_.config,
+          block,
+          weights,
+          site,
+          X_.data(),
+          rows,
+          cache,
+          x_.data(),
+          next.data());
+      progress.add(site_apply_work(
+          block, graph_.config, site, static_cast<double>(rows), static_cast<double>(rows)));
+    }
+    tokens += static_cast<double>(rows);
+  }
+  std::vector<SiteStats> stats;
+  for (SiteAccumulator& accumulator : accumulators) {
+    stats.push_back(accumulator.finish(ctx_));
+  }
+  return stats;
+}
+
+void BlockQuantizer::fold_between_linears(
+    const Block& block,
+    BlockWeights& weights,
+    const CalibrationState& state,
+    QuantizedBlock& done,
+    Progress& progress) {
+  const std::vector<SiteStats> stats = [&] {
+    const PartTimer timer(times_.apply);
+    return gather_before_rounding(block, weights, state, progress);
+  }();
+  const PartTimer timer(times_.round);
+  for (int site = 0; site < static_cast<int>(block.sites.size()); ++site) {
+    const CalibrationSite& place = block.sites[static_cast<std::size_t>(site)];
+    if (place.producer < 0 || !all_quantized(block, place.linears) ||
+        !all_quantized(block, {place.producer}) ||
+        unusable(&stats[static_cast<std::size_t>(site)], place.width)) {
+      continue;
+    }
+    std::vector<std::vector<float>> W;
+    for (const int index : place.linears) {
+      W.push_back(to_float(weights.linears[static_cast<std::size_t>(index)].dense));
+    }
+    const ScalingResult found = transform_->find(
+        ctx_, scaling_problem(block, site, stats[static_cast<std::size_t>(site)], W), options_);
+    done.transforms.push_back(transform_json(block, site, found));
+    if (found.factors.empty()) {
+      continue;
+    }
+    for (const int index : place.linears) {
+      factors_[static_cast<std::size_t>(index)].columns = found.factors;
+    }
+    const Linear& producer = block.linears[static_cast<std::size_t>(place.producer)];
+    std::vector<float>& rows = factors_[static_cast<std::size_t>(place.producer)].rows;
+    rows.assign(static_cast<std::size_t>(producer.out_features), 1.0F);
+    for (std::size_t c = 0; c < found.factors.size(); ++c) {
+      const std::size_t row =
+          place.producer_rows.empty() ? c : static_cast<std::size_t>(place.producer_rows[c]);
+      rows[row] = found.factors[c];
+    }
+    if (producer.has_bias) {
+      std::vector<float>& bias = weights.linears[static_cast<std::size_t>(place.producer)].bias;
+      for (std::size_t r = 0; r < bias.size(); ++r) {
+        bias[r] /= rows[r];  // by a power of two: exact
+      }
+      done.tensors.push_back(replaced(source_, producer.module + ".bias", bias));
+    }
+  }
+}
+
+void BlockQuantizer::fold_into_norm(
+    const Block& block, BlockWeights& weights, int site, SiteStats& stats, QuantizedBlock& done) {
+  const CalibrationSite& place = block.sites[static_cast<std::size_t>(site)];
+  if (place.producer >= 0 || !all_quantized(block, place.linears) ||
+      unusable(&stats, place.width)) {
+    return;
+  }
+  const PartTimer timer(times_.round);
+  std::vector<std::vector<float>> W;
+  for (const int index : place.linears) {
+    W.push_back(scaled_weights(
+        weights.linears[static_cast<std::size_t>(index)],
+        factors_[static_cast<std::size_t>(index)].rows,
+        {}));
+  }
+  ScalingResult found = transform_->find(ctx_, scaling_problem(block, site, stats, W), options_);
+  done.transforms.push_back(transform_json(block, site, found));
+  if (found.factors.empty()) {
+    return;
+  }
+  // The gain is stored in 16 bits: round it, and take as factor what it was really divided by.
+  std::vector<float>& gain = site_norm_gain(weights, site);
+  const std::string& name = site_norm(block, site).tensor;
+  std::vector<float> divided(gain.size());
+  for (std::size_t j = 0; j < gain.size(); ++j) {
+    divided[j] = gain[j] / found.factors[j];
+  }
+  ReplacedTensor tensor = replaced(source_, name, divided);
+  divided = to_float({tensor.dtype, tensor.shape, tensor.bytes});
+  for (std::size_t j = 0; j < gain.size(); ++j) {
+    found.factors[j] = divided[j] != 0.0F ? gain[j] / divided[j] : 1.0F;
+  }
+  gain = std::move(divided);
+  done.tensors.push_back(std::move(tensor));
+  divide_by_factors(stats, found.factors);
+  for (const int index : place.linears) {
+    factors_[static_cast<std::size_t>(index)].columns = found.factors;
+  }
 }
 
 void BlockQuantizer::quantize_site(
@@ -164,8 +396,13 @@ void BlockQuantizer::quantize_site(
     BlockWeights& weights,
     int site,
     const SiteStats* stats,
-    std::vector<QuantizedLinear>& done,
+    QuantizedBlock& done,
     Progress& progress) {
+  std::optional<MismatchCorrection> correction;
+  if (stats != nullptr && options_.mismatch_target) {
+    const PartTimer timer(times_.round);
+    correction = MismatchCorrection::make(ctx_, *stats, options_);
+  }
   for (const int index : block.sites[static_cast<std::size_t>(site)].linears) {
     const Linear& linear = block.linears[static_cast<std::size_t>(index)];
     const PlannedLinear* planned = plan_.find(linear.module);
@@ -178,40 +415,51 @@ void BlockQuantizer::quantize_site(
     }
     stop_if_interrupted();
     const double started = steady_seconds();
-    const std::vector<float> W = to_float(target.dense);
-    const LinearProblem problem{W, linear.out_features, linear.in_features, stats, planned->scheme};
+    const LinearFactors& factors = factors_[static_cast<std::size_t>(index)];
+    const std::vector<float> W = scaled_weights(target, factors.rows, factors.columns);
+    LinearProblem problem;
+    problem.W = W;
+    problem.out_features = linear.out_features;
+    problem.in_features = linear.in_features;
+    problem.stats = stats;
+    problem.scheme = planned->scheme;
+    MismatchCorrection::Target goal;
+    if (correction) {
+      goal = correction->target(ctx_, W, linear.out_features);
+      problem.target = goal.W;
+    }
     LinearResult result = round_linear(*planned, problem);
     QuantizedLinear row;
     row.plan = planned;
     row.matrix = std::move(result.matrix);
     row.report = std::move(result.report);
+    row.report.mismatch_strength = goal.strength;
     row.seconds = steady_seconds() - started;
     target.quantized = row.matrix;
-    done.push_back(std::move(row));
+    done.linears.push_back(std::move(row));
   }
 }
 
-std::optional<ActivationStore> BlockQuantizer::apply_to_all(
+void BlockQuantizer::apply_to_all(
     const Block& block,
-    const BlockWeights& weights,
     int site,
-    CalibrationState& state,
-    const ActivationStore* carried,
+    const CalibrationState& state,
+    Stream& stream,
     Progress& progress) {
   const PartTimer timer(times_.apply);
   std::optional<ActivationStore> next;
   if (site + 1 < static_cast<int>(block.sites.size()) && !site_reads_residual(site + 1)) {
     std::vector<std::int64_t> rows;
-    for (std::int64_t i = 0; i < state.x.count(); ++i) {
-      rows.push_back(state.x.rows(i));
+    for (std::int64_t i = 0; i < stream.x.count(); ++i) {
+      rows.push_back(stream.x.rows(i));
     }
     next.emplace(
         block.sites[static_cast<std::size_t>(site) + 1].width, std::move(rows), spill_directory_);
   }
   for (const std::int64_t sequence : state.order) {
     stop_if_interrupted();
-    const std::int64_t rows = state.x.rows(sequence);
-    load_site_input(weights, site, state, carried, sequence);
+    const std::int64_t rows = stream.x.rows(sequence);
+    load_site_input(stream, site, sequence, x_, X_);
     carried_.resize(next ? static_cast<std::size_t>(rows * next->width()) : 0);
     LayerCache cache;
     apply_site(
@@ -219,7 +467,7 @@ std::optional<ActivationStore> BlockQuantizer::apply_to_all(
         workspace_,
         graph_.config,
         block,
-        weights,
+        stream.weights,
         site,
         X_.data(),
         rows,
@@ -229,65 +477,115 @@ std::optional<ActivationStore> BlockQuantizer::apply_to_all(
     if (next) {
       next->write(sequence, carried_.data());
     } else {
-      state.x.write(sequence, x_.data());
+      stream.x.write(sequence, x_.data());
     }
     const double work = site_apply_work(
         block, graph_.config, site, static_cast<double>(rows), static_cast<double>(rows));
     times_.apply.work += work;
     progress.add(work);
   }
-  return next;
+  stream.carried = std::move(next);
 }
 
-std::vector<QuantizedLinear> BlockQuantizer::run(
+QuantizedBlock BlockQuantizer::run(
     const Block& block, BlockWeights& weights, CalibrationState& state, Progress& progress) {
-  std::vector<QuantizedLinear> done;
-  std::optional<ActivationStore> carried;
+  QuantizedBlock done;
+  const BlockWeights original = weights;  // views of the mapped file
+  factors_.assign(block.linears.size(), {});
+  const auto set_stage = [&](const std::string& stage) {
+    progress.set_stage(
+        fmt::format("layer {}/{}  {}", block.index + 1, graph_.blocks.size(), stage));
+  };
+  if (transform_ != nullptr) {
+    set_stage("channel factors");
+    fold_between_linears(block, weights, state, done, progress);
+  }
+  Stream quantized{state.x, weights, std::nullopt};
+  std::optional<Stream> reference;
+  if (state.reference) {
+    reference.emplace(Stream{*state.reference, original, std::nullopt});
+  }
   const auto sites = static_cast<int>(block.sites.size());
   for (int site = 0; site < sites; ++site) {
-    progress.set_stage(fmt::format(
-        "layer {}/{}  {}",
-        block.index + 1,
-        graph_.blocks.size(),
-        block.sites[static_cast<std::size_t>(site)].name));
+    set_stage(block.sites[static_cast<std::size_t>(site)].name);
     {
-      const SiteStats stats =
-          gather(block, weights, site, state, carried ? &*carried : nullptr, progress);
+      SiteStats stats =
+          gather(block, site, state, quantized, reference ? &*reference : nullptr, progress);
+      if (transform_ != nullptr) {
+        fold_into_norm(block, weights, site, stats, done);
+      }
       quantize_site(block, weights, site, &stats, done, progress);
     }
-    carried = apply_to_all(block, weights, site, state, carried ? &*carried : nullptr, progress);
+    apply_to_all(block, site, state, quantized, progress);
+    if (reference) {
+      apply_to_all(block, site, state, *reference, progress);
+    }
   }
   return done;
 }
 
 void BlockQuantizer::advance(
-    const Block& block, const BlockWeights& weights, CalibrationState& state, Progress& progress) {
+    const Block& block,
+    const BlockWeights& original,
+    const BlockWeights& weights,
+    CalibrationState& state,
+    Progress& progress) {
   progress.set_stage(fmt::format(
       "layer {}/{}  done before, running through it", block.index + 1, graph_.blocks.size()));
-  LayerCache cache;
-  for (const std::int64_t sequence : state.order) {
-    stop_if_interrupted();
-    const std::int64_t rows = state.x.rows(sequence);
-    x_.resize(static_cast<std::size_t>(rows * graph_.config.hidden_size));
-    state.x.read(sequence, x_.data());
-    cache.clear();
-    block_forward(ctx_, workspace_, graph_.config, block, weights, rows, cache, x_.data());
-    state.x.write(sequence, x_.data());
-    for (int site = 0; site < static_cast<int>(block.sites.size()); ++site) {
-      progress.add(site_apply_work(
-          block, graph_.config, site, static_cast<double>(rows), static_cast<double>(rows)));
+  const auto pass = [&](ActivationStore& store, const BlockWeights& with) {
+    LayerCache cache;
+    for (const std::int64_t sequence : state.order) {
+      stop_if_interrupted();
+      const std::int64_t rows = store.rows(sequence);
+      x_.resize(static_cast<std::size_t>(rows * graph_.config.hidden_size));
+      store.read(sequence, x_.data());
+      cache.clear();
+      block_forward(ctx_, workspace_, graph_.config, block, with, rows, cache, x_.data());
+      store.write(sequence, x_.data());
+      for (int site = 0; site < static_cast<int>(block.sites.size()); ++site) {
+        progress.add(site_apply_work(
+            block, graph_.config, site, static_cast<double>(rows), static_cast<double>(rows)));
+      }
     }
+  };
+  pass(state.x, weights);
+  if (state.reference) {
+    pass(*state.reference, original);
   }
 }
 
-std::vector<QuantizedLinear> BlockQuantizer::run_data_free(
+QuantizedBlock BlockQuantizer::run_data_free(
     const Block& block, BlockWeights& weights, Progress& progress) {
   progress.set_stage(fmt::format("layer {}/{}", block.index + 1, graph_.blocks.size()));
-  std::vector<QuantizedLinear> done;
+  QuantizedBlock done;
+  factors_.assign(block.linears.size(), {});
   for (int site = 0; site < static_cast<int>(block.sites.size()); ++site) {
     quantize_site(block, weights, site, nullptr, done, progress);
   }
   return done;
+}
+
+void install(const Block& block, const QuantizedBlock& quantized, BlockWeights& weights) {
+  for (const QuantizedLinear& linear : quantized.linears) {
+    for (std::size_t k = 0; k < block.linears.size(); ++k) {
+      if (block.linears[k].module == linear.plan->name) {
+        weights.linears[k].quantized = linear.matrix;
+      }
+    }
+  }
+  for (const ReplacedTensor& tensor : quantized.tensors) {
+    const std::vector<float> values = to_float({tensor.dtype, tensor.shape, tensor.bytes});
+    for (int site = 0; site < static_cast<int>(block.sites.size()); ++site) {
+      if (site_reads_residual(site) && site_norm(block, site).tensor == tensor.name) {
+        site_norm_gain(weights, site) = values;
+      }
+    }
+    for (std::size_t k = 0; k < block.linears.size(); ++k) {
+      if (block.linears[k].module + ".bias" == tensor.name) {
+        weights.linears[k].bias = values;
+      }
+    }
+  }
 }
 
 }  // namespace quern

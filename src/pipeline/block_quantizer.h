@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "base/json.h"
 #include "calib/activation_store.h"
 #include "nn/block.h"
 #include "pipeline/progress.h"
 #include "plan/quant_plan.h"
 #include "quant/method.h"
+#include "quant/scaling.h"
 
 #include <filesystem>
 #include <memory>
@@ -23,10 +25,29 @@ struct QuantizedLinear {
   double seconds = 0;
 };
 
+// A tensor of the source that changed although it keeps its form: a norm or a bias into which
+// channel factors were folded.
+struct ReplacedTensor {
+  std::string name;
+  DType dtype = DType::kBF16;
+  Shape shape;
+  std::vector<std::byte> bytes;
+};
+
+struct QuantizedBlock {
+  std::vector<QuantizedLinear> linears;
+  std::vector<ReplacedTensor> tensors;
+  Json transforms = Json::array();  // one entry a site: name, rule, error_ratio
+};
+
+// Puts what became of a block into its weights.
+void install(const Block& block, const QuantizedBlock& quantized, BlockWeights& weights);
+
 // The residual stream of all calibration sequences at a block boundary, with the order in which
 // they are walked (held-out ones last, so that each kind is summed in one go).
 struct CalibrationState {
   ActivationStore x;
+  std::optional<ActivationStore> reference;  // of the unquantized model, for mismatch targets
   std::vector<std::int64_t> order;
   std::int64_t holdout_count = 0;  // the last ones of `order`
 
@@ -49,75 +70,120 @@ struct PartTimes {
 };
 
 // Quantizes one block at a time in true-sequential order: at each calibration site gather the
-// second moments, round the linears of the site, and go on through the rounded ones. One forward
-// pass in all: what a later site needs is kept (or spilled), not recomputed.
+// second moments, find and fold channel factors if the plan has a transform, round the linears of
+// the site, and go on through the rounded ones. One forward pass in all: what a later site needs is
+// kept (or spilled), not recomputed. Factors between two linears of the block must be known before
+// the first is rounded, so a transform adds a pass over some sequences; a mismatch target adds the
+// pass of the unquantized stream.
 class BlockQuantizer {
  public:
   // `spill_directory` empty: what a block carries between sites stays in memory.
   BlockQuantizer(
       const Context& ctx,
       const ModelGraph& graph,
+      const TensorStore& source,
       const QuantPlan& plan,
       const MethodOptions& options,
       std::filesystem::path spill_directory);
 
   // Rounds the planned linears of `block`, puts them into `weights`, and moves `state` to the next
   // block boundary. Throws InterruptedError when ctx says so.
-  [[nodiscard]] std::vector<QuantizedLinear> run(
+  [[nodiscard]] QuantizedBlock run(
       const Block& block, BlockWeights& weights, CalibrationState& state, Progress& progress);
 
   // Only moves `state` through an already quantized block; the same values as run() leaves.
+  // `original` are its weights before that, for the reference stream.
   void advance(
-      const Block& block, const BlockWeights& weights, CalibrationState& state, Progress& progress);
+      const Block& block,
+      const BlockWeights& original,
+      const BlockWeights& weights,
+      CalibrationState& state,
+      Progress& progress);
 
   // Without activations: data-free methods only.
-  [[nodiscard]] std::vector<QuantizedLinear> run_data_free(
+  [[nodiscard]] QuantizedBlock run_data_free(
       const Block& block, BlockWeights& weights, Progress& progress);
 
   [[nodiscard]] const PartTimes& times() const noexcept { return times_; }
 
  private:
+  // One of the two streams inside a block.
+  struct Stream {
+    ActivationStore& x;
+    const BlockWeights& weights;
+    std::optional<ActivationStore> carried;
+  };
+  // Factors of a block: what each linear's rows are divided and columns multiplied by before it is
+  // rounded. Empty: 1.
+  struct LinearFactors {
+    std::vector<float> rows;
+    std::vector<float> columns;
+  };
+
   void stop_if_interrupted() const;
   [[nodiscard]] LinearResult round_linear(
       const PlannedLinear& planned, const LinearProblem& problem) const;
-  [[nodiscard]] SiteStats gather(
+  [[nodiscard]] bool all_quantized(const Block& block, const std::vector<int>& linears) const;
+  [[nodiscard]] ScalingProblem scaling_problem(
+      const Block& block,
+      int site,
+      const SiteStats& stats,
+      std::vector<std::vector<float>>& W) const;
+  void fold_between_linears(
+      const Block& block,
+      BlockWeights& weights,
+      const CalibrationState& state,
+      QuantizedBlock& done,
+      Progress& progress);
+  void fold_into_norm(
+      const Block& block, BlockWeights& weights, int site, SiteStats& stats, QuantizedBlock& done);
+  [[nodiscard]] std::vector<SiteStats> gather_before_rounding(
       const Block& block,
       const BlockWeights& weights,
+      const CalibrationState& state,
+      Progress& progress);
+  [[nodiscard]] SiteStats gather(
+      const Block& block,
       int site,
       const CalibrationState& state,
-      const ActivationStore* carried,
+      const Stream& quantized,
+      const Stream* reference,
       Progress& progress);
   void quantize_site(
       const Block& block,
       BlockWeights& weights,
       int site,
       const SiteStats* stats,
-      std::vector<QuantizedLinear>& done,
+      QuantizedBlock& done,
       Progress& progress);
   // Runs the linears of a site for all sequences; what they carry to the next site, if anything.
-  [[nodiscard]] std::optional<ActivationStore> apply_to_all(
+  void apply_to_all(
       const Block& block,
-      const BlockWeights& weights,
-      int site,
-      CalibrationState& state,
-      const ActivationStore* carried,
-      Progress& progress);
-  void load_site_input(
-      const BlockWeights& weights,
       int site,
       const CalibrationState& state,
-      const ActivationStore* carried,
-      std::int64_t sequence);
+      Stream& stream,
+      Progress& progress);
+  // X of the site for one sequence, and the residual it may come from.
+  void load_site_input(
+      const Stream& stream,
+      int site,
+      std::int64_t sequence,
+      std::vector<float>& x,
+      std::vector<float>& X) const;
 
   const Context& ctx_;
   const ModelGraph& graph_;
+  const TensorStore& source_;
   const QuantPlan& plan_;
   MethodOptions options_;
+  const Transform* transform_;  // null: none
   std::filesystem::path spill_directory_;
   Workspace workspace_;
   PartTimes times_;
+  std::vector<LinearFactors> factors_;  // of the block in hand
   std::vector<float> x_;  // residual rows of one sequence
   std::vector<float> X_;  // inputs of a site
+  std::vector<float> reference_X_;
   std::vector<float> carried_;  // outputs of a site
 };
 
@@ -134,6 +200,7 @@ struct BlockWork {
     const ModelConfig& config,
     double tokens,
     double length,
+    const QuantPlan& plan,
     const MethodOptions& options);
 
 }  // namespace quern

@@ -88,6 +88,7 @@ double measure_core_rate(const Context& ctx) {
 Estimate estimate_run(
     const Context& ctx,
     const ModelGraph& graph,
+    const QuantPlan& plan,
     const MethodOptions& options,
     std::int64_t samples,
     std::int64_t length,
@@ -109,7 +110,7 @@ Estimate estimate_run(
       largest = std::max(largest, linear.parameters());
     }
     const BlockWork work = block_work(
-        block, config, static_cast<double>(tokens), static_cast<double>(length), options);
+        block, config, static_cast<double>(tokens), static_cast<double>(length), plan, options);
     estimate.work += calibrated ? work.total() : work.round * 0.01;
   }
   // W in float, working copy, dequantized result, its product with H, and the packed codes.
@@ -119,8 +120,12 @@ Estimate estimate_run(
     // float H, the damped copy and its factor, after the partial sums are gone.
     const std::uint64_t cells = u(widest) * u(widest);
     estimate.statistics = cells * (8 + 8 + 4 + 8 + 4);
-    estimate.residual = u(tokens * config.hidden_size) * kFloat;
-    estimate.carried = u(tokens * widest_carried) * kFloat;
+    const std::uint64_t streams = options.mismatch_target ? 2 : 1;
+    if (options.mismatch_target) {
+      estimate.statistics += cells * (8 + 8 + 4 + 3 * 4);  // G beside H, and the correction
+    }
+    estimate.residual = streams * u(tokens * config.hidden_size) * kFloat;
+    estimate.carried = streams * u(tokens * widest_carried) * kFloat;
     const std::int64_t inner =
         std::max(config.intermediate_size, (config.heads + 2 * config.kv_heads) * config.head_dim);
     const auto workers = static_cast<std::uint64_t>(ctx.pool.size());

@@ -3,6 +3,7 @@
 
 #include "base/context.h"
 #include "model/graph.h"
+#include "plan/quant_plan.h"
 #include "quant/method.h"
 
 #include <cstdint>
@@ -33,6 +34,7 @@ struct Estimate {
 [[nodiscard]] Estimate estimate_run(
     const Context& ctx,
     const ModelGraph& graph,
+    const QuantPlan& plan,
     const MethodOptions& options,
     std::int64_t samples,
     std::int64_t length,

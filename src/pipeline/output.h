@@ -32,7 +32,7 @@ struct Census {
 };
 
 // All blocks one after the other, as they were rounded.
-using BlockSource = std::function<std::vector<QuantizedLinear>(const Block& block)>;
+using BlockSource = std::function<QuantizedBlock(const Block& block)>;
 
 // Writes weights, config.json and quantize_config.json into `directory`.
 void write_output(

@@ -129,6 +129,9 @@ Json options_json(const QuantizeOptions& options) {
       {"damping", method.damping},
       {"descent_sweeps", method.descent_sweeps},
       {"refit_rounds", method.refit_rounds},
+      {"restarts", method.restarts},
+      {"mismatch_target", method.mismatch_target},
+      {"transform", options.transform.empty() ? "none" : options.transform},
       {"format", options.format},
       {"shard_bytes", options.shard_bytes}};
 }
@@ -256,17 +259,18 @@ CalibrationState initial_state(
     const Context& ctx,
     const PreparedRun& run,
     const CalibrationSet& calibration,
+    bool two_streams,
     const fs::path& spill) {
   std::vector<std::int64_t> rows;
   for (const auto& sequence : calibration.sequences) {
     rows.push_back(static_cast<std::int64_t>(sequence.size()));
   }
   const ModelConfig& config = run.graph.config;
-  CalibrationState state{
-      ActivationStore(
-          config.hidden_size, std::move(rows), run.estimate.spill_residual ? spill : fs::path()),
-      {},
-      0};
+  const fs::path where = run.estimate.spill_residual ? spill : fs::path();
+  CalibrationState state{ActivationStore(config.hidden_size, rows, where), std::nullopt, {}, 0};
+  if (two_streams) {
+    state.reference.emplace(config.hidden_size, rows, where);
+  }
   const LinearWeights embedding = load_linear_weights(run.graph.embedding, *run.source);
   const std::int64_t count = state.x.count();
   std::vector<std::int64_t> held;
@@ -274,6 +278,9 @@ CalibrationState initial_state(
     const std::vector<float> x =
         embed_tokens(ctx.kernels, embedding, calibration.sequences[static_cast<std::size_t>(i)]);
     state.x.write(i, x.data());
+    if (state.reference) {
+      state.reference->write(i, x.data());
+    }
     (is_holdout(i, count) ? held : state.order).push_back(i);
   }
   state.holdout_count = static_cast<std::int64_t>(held.size());
@@ -292,13 +299,15 @@ PartTimes quantize_blocks(
   BlockQuantizer quantizer(
       ctx,
       run.graph,
+      run.source->tensors(),
       run.plan,
       method_options,
       run.estimate.spill_carried ? state.directory() : fs::path());
   Progress progress(ctx.log, run.estimate.work);
   std::optional<CalibrationState> activations;
   if (run.needs_calibration) {
-    activations.emplace(initial_state(ctx, run, calibration, state.directory()));
+    activations.emplace(
+        initial_state(ctx, run, calibration, method_options.mismatch_target, state.directory()));
   }
   // Blocks done before are run through again, and only as far as one is left to do.
   std::size_t left = run.graph.blocks.size();
@@ -316,22 +325,17 @@ PartTimes quantize_blocks(
     const Block& block = run.graph.blocks[i];
     BlockWeights weights = load_block_weights(block, *run.source);
     if (saved[i]) {
-      const auto linears = state.load_block(block, run.plan);
-      for (const QuantizedLinear& linear : *linears) {
-        for (std::size_t k = 0; k < block.linears.size(); ++k) {
-          if (block.linears[k].module == linear.plan->name) {
-            weights.linears[k].quantized = linear.matrix;
-          }
-        }
-      }
+      const BlockWeights original = weights;
+      install(block, *state.load_block(block, run.plan), weights);
       if (activations) {
-        quantizer.advance(block, weights, *activations, progress);
+        quantizer.advance(block, original, weights, *activations, progress);
       }
     } else {
-      const std::vector<QuantizedLinear> linears =
-          activations ? quantizer.run(block, weights, *activations, progress)
-                      : quantizer.run_data_free(block, weights, progress);
-      state.save_block(block, linears);
+      const QuantizedBlock done = activations
+                                      ? quantizer.run(block, weights, *activations, progress)
+                                      : quantizer.run_data_free(block, weights, progress);
+      state.save_block(block, done);
+      const std::vector<QuantizedLinear>& linears = done.linears;
       for (const QuantizedLinear& linear : linears) {
         if (linear.report.fallback) {
           ctx.log.warning(fmt::format(
@@ -461,6 +465,9 @@ PreparedRun prepare_quantize(const Context& ctx, const QuantizeOptions& options)
   run.plan = options.plan_file.empty()
                  ? uniform_plan(run.graph, options.method, options.scheme)
                  : read_plan(read_json(options.plan_file), options.plan_file.string(), run.graph);
+  if (options.plan_file.empty()) {
+    run.plan.transform = options.transform;
+  }
   check_bits(run.plan);
   if (options.plan_file.empty()) {
     keep_odd_shapes(ctx, *run.format, options.scheme, run.plan);
@@ -469,7 +476,8 @@ PreparedRun prepare_quantize(const Context& ctx, const QuantizeOptions& options)
   for (const PlannedLinear& linear : run.plan.linears) {
     if (!linear.keep()) {
       run.format->check(linear.scheme, linear.out_features, linear.in_features, linear.name);
-      run.needs_calibration = run.needs_calibration ||
+      run.needs_calibration = run.needs_calibration || !run.plan.transform.empty() ||
+                              options.method_options.mismatch_target ||
                               find_method(linear.method)->needs_statistics ||
                               options.method_options.range == RangeSearch::kWeighted;
     }
@@ -497,7 +505,13 @@ PreparedRun prepare_quantize(const Context& ctx, const QuantizeOptions& options)
   }
   const CalibrationExtent extent = calibration_extent(options.calibration);
   run.estimate = estimate_run(
-      ctx, run.graph, options.method_options, extent.samples, extent.length, run.needs_calibration);
+      ctx,
+      run.graph,
+      run.plan,
+      options.method_options,
+      extent.samples,
+      extent.length,
+      run.needs_calibration);
   return run;
 }
 
@@ -578,7 +592,8 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
     const auto length = static_cast<std::int64_t>(calibration.sequences.front().size());
     if (sequences < asked.samples || length != asked.length) {
       ctx.log.info(fmt::format("calibration: {} sequences, all that the text holds", sequences));
-      run.estimate = estimate_run(ctx, run.graph, options.method_options, sequences, length, true);
+      run.estimate =
+          estimate_run(ctx, run.graph, run.plan, options.method_options, sequences, length, true);
     }
   }
   MethodOptions method_options = options.method_options;
@@ -642,9 +657,14 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
   const Census census = verify_output(ctx, run, blocks, staging);
 
   Json linears = Json::array();
+  Json transforms = Json::array();
   for (const Block& block : run.graph.blocks) {
-    for (const QuantizedLinear& linear : blocks(block)) {
+    const QuantizedBlock done = blocks(block);
+    for (const QuantizedLinear& linear : done.linears) {
       linears.push_back(report_json(linear));
+    }
+    for (const Json& entry : done.transforms) {
+      transforms.push_back(entry);
     }
   }
   const std::int64_t parameters = parameters_of(*run.source);
@@ -685,6 +705,7 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
       {"options", options_json(options)},
       {"calibration", calibration_json(calibration)},
       {"linears", std::move(linears)},
+      {"transforms", std::move(transforms)},
       {"kept", kept_json(run)},
       {"census", census_json(census)},
       {"files", output_files},

@@ -14,7 +14,7 @@
 namespace quern {
 namespace {
 
-constexpr const char* kReportKey = "quern.reports";
+constexpr const char* kReportKey = "quern.block";
 constexpr const char* kStateName = "state.json";
 constexpr const char* kPartialStateName = ".state.json.partial";
 constexpr const char* kLayersName = "layers";
@@ -65,6 +65,7 @@ void read_report(const JsonReader& reader, QuantizedLinear& linear) {
   report.damping = reader.get_number("damping");
   report.tokens = reader.get_int("tokens");
   report.dead_columns = reader.get_int("dead_columns");
+  report.mismatch_strength = reader.get_number("mismatch_strength");
   report.relative_error = reader.get_number("relative_error");
   report.holdout_error = optional_number(reader, "holdout_error");
   report.rtn_error = optional_number(reader, "rtn_error");
@@ -96,6 +97,7 @@ Json report_json(const QuantizedLinear& linear) {
       {"holdout_error", optional(report.holdout_error)},
       {"rtn_error", optional(report.rtn_error)},
       {"damping", report.damping},
+      {"mismatch_strength", report.mismatch_strength},
       {"dead_columns", report.dead_columns},
       {"fallback", report.fallback ? Json(*report.fallback) : Json(nullptr)},
       {"rule", linear.plan->reason},
@@ -148,11 +150,11 @@ int RunState::blocks_saved() const {
   return count;
 }
 
-void RunState::save_block(const Block& block, const std::vector<QuantizedLinear>& linears) const {
+void RunState::save_block(const Block& block, const QuantizedBlock& done) const {
   std::vector<TensorDeclaration> declarations;
   std::vector<MatrixPart> parts;
   Json reports = Json::array();
-  for (const QuantizedLinear& linear : linears) {
+  for (const QuantizedLinear& linear : done.linears) {
     for (MatrixPart& part : linear.matrix->parts()) {
       part.name = linear.plan->name + "." + part.name;
       declarations.push_back({part.name, part.dtype, part.shape});
@@ -163,9 +165,19 @@ void RunState::save_block(const Block& block, const std::vector<QuantizedLinear>
     report["parameters"] = linear.matrix->parameters();
     reports.push_back(std::move(report));
   }
+  Json replaced = Json::array();
+  for (const ReplacedTensor& tensor : done.tensors) {
+    declarations.push_back({tensor.name, tensor.dtype, tensor.shape});
+    parts.push_back({tensor.name, tensor.dtype, tensor.shape, tensor.bytes});
+    replaced.push_back(tensor.name);
+  }
+  const Json document = {
+      {"linears", std::move(reports)},
+      {"replaced", std::move(replaced)},
+      {"transforms", done.transforms}};
   SafetensorsOptions options;
   options.max_file_bytes = UINT64_MAX;
-  options.metadata = {{kReportKey, reports.dump()}};
+  options.metadata = {{kReportKey, document.dump()}};
   const SafetensorsLayout layout = plan_safetensors(declarations, options);
   AtomicFile file(block_path(block));
   file.write(layout.files.front().header);
@@ -175,7 +187,7 @@ void RunState::save_block(const Block& block, const std::vector<QuantizedLinear>
   file.commit();
 }
 
-std::optional<std::vector<QuantizedLinear>> RunState::load_block(
+std::optional<QuantizedBlock> RunState::load_block(
     const Block& block, const QuantPlan& plan) const {
   const std::filesystem::path path = block_path(block);
   if (!std::filesystem::exists(path)) {
@@ -185,9 +197,22 @@ std::optional<std::vector<QuantizedLinear>> RunState::load_block(
     const auto store = SafetensorsStore::open(path);
     const MappedFile file(path);
     const SafetensorsContent content = parse_safetensors(file.bytes(), path.string());
-    const Json reports = parse_json(content.metadata.at(kReportKey), path.string());
-    std::vector<QuantizedLinear> linears;
-    for (const Json& entry : reports) {
+    const Json document = parse_json(content.metadata.at(kReportKey), path.string());
+    const JsonReader top(document, path.string());
+    QuantizedBlock done;
+    done.transforms = top.get_array("transforms");
+    for (const Json& name : top.get_array("replaced")) {
+      const TensorView* view = store->find(name.get<std::string>());
+      if (view == nullptr) {
+        return std::nullopt;
+      }
+      done.tensors.push_back(
+          {name.get<std::string>(),
+           view->dtype,
+           view->shape,
+           {view->bytes.begin(), view->bytes.end()}});
+    }
+    for (const Json& entry : top.get_array("linears")) {
       const JsonReader reader(entry, path.string());
       QuantizedLinear linear;
       linear.plan = plan.find(reader.get_string("name"));
@@ -203,12 +228,14 @@ std::optional<std::vector<QuantizedLinear>> RunState::load_block(
           reader.get_object("parameters"),
           [&](const std::string& part) { return store->find(name + "." + part); },
           path.string() + ": " + name);
-      linears.push_back(std::move(linear));
+      done.linears.push_back(std::move(linear));
     }
-    return linears;
+    return done;
   } catch (const Error&) {
     return std::nullopt;  // a broken state file costs one block of work, not the run
   } catch (const std::out_of_range&) {
+    return std::nullopt;
+  } catch (const Json::exception&) {
     return std::nullopt;
   }
 }

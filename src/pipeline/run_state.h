@@ -24,9 +24,9 @@ class RunState {
   RunState(std::filesystem::path directory, const Json& fingerprint, bool resume);
 
   // The saved block, or nothing. A file that is broken or does not fit the plan counts as nothing.
-  [[nodiscard]] std::optional<std::vector<QuantizedLinear>> load_block(
+  [[nodiscard]] std::optional<QuantizedBlock> load_block(
       const Block& block, const QuantPlan& plan) const;
-  void save_block(const Block& block, const std::vector<QuantizedLinear>& linears) const;
+  void save_block(const Block& block, const QuantizedBlock& done) const;
 
   [[nodiscard]] const std::filesystem::path& directory() const noexcept { return directory_; }
   [[nodiscard]] int blocks_saved() const;

@@ -75,6 +75,7 @@ QuantPlan read_plan(const Json& document, const std::string& where, const ModelG
     }
   }
   QuantPlan plan;
+  plan.transform = reader.get_string_or("transform", "");
   for (const Block& block : graph.blocks) {
     for (const Linear& linear : block.linears) {
       const auto found = entries.find(linear.module);

@@ -27,6 +27,7 @@ struct PlannedLinear {
 // Linear -> scheme, method, reason: what `plan` writes, `quantize` obeys, a person can edit. In the
 // order of the graph.
 struct QuantPlan {
+  std::string transform;  // of quant/scaling.h, at every site; empty: none
   std::vector<PlannedLinear> linears;
 
   [[nodiscard]] const PlannedLinear* find(const std::string& name) const;

@@ -282,7 +282,8 @@ LinearResult quantize_gptq(
       &made.rtn, &made.recursion, descended ? &made.descent : &made.recursion};
   const auto measure = [&](std::span<const double> H,
                            std::span<const QuantizedMatrix* const> which) {
-    return quadratic_errors(ctx, problem.W, problem.out_features, problem.in_features, H, which);
+    return quadratic_errors(
+        ctx, problem.goal(), problem.out_features, problem.in_features, H, which);
   };
   // The last candidate has the lowest error on H; the others are taken when the held-out rows say
   // so clearly.
@@ -306,7 +307,8 @@ LinearResult quantize_gptq(
     report.holdout_error = holdout.relative(chosen);
   }
   const std::array<const QuantizedMatrix*, 2> kept = {all[0], all[chosen]};
-  const QuadraticErrors errors = measure(stats.H, kept);
+  const QuadraticErrors errors =
+      quadratic_errors(ctx, problem.W, problem.out_features, problem.in_features, stats.H, kept);
   report.rtn_error = errors.relative(0);
   report.relative_error = errors.relative(1);
   result.matrix = std::make_shared<const PackedLinear>(std::move(*all[chosen]));

@@ -40,6 +40,10 @@ struct MethodOptions {
   // better rows are kept. One costs as much as the first pass and lowers the error by 1 to 3 %.
   int restarts = 0;
   std::optional<double> shrinkage;  // kappa of shrinkage.h; nothing: estimated
+  // Round towards what W does in the unquantized model (mismatch.h); needs the second stream of
+  // activations, which costs another forward pass.
+  bool mismatch_target = false;
+  std::optional<double> mismatch_strength;  // tau; nothing: chosen on the held-out rows
 };
 
 // One linear to be rounded. W is [out_features, in_features], row-major.
@@ -49,6 +53,11 @@ struct LinearProblem {
   std::int64_t in_features = 0;
   const SiteStats* stats = nullptr;  // null: data-free
   QuantScheme scheme;
+  // [out_features, in_features]; what the codes should come close to instead of W (mismatch.h).
+  // Empty: W itself.
+  std::span<const float> target = {};
+
+  [[nodiscard]] std::span<const float> goal() const noexcept { return target.empty() ? W : target; }
 };
 
 // What happened, for the manifest. Errors are tr((W-Q) H (W-Q)^T) / tr(W H W^T).
@@ -62,6 +71,7 @@ struct LinearReport {
   std::optional<double> holdout_error;  // on H_holdout
   std::optional<double> rtn_error;  // of plain RTN on H, for comparison
   std::optional<std::string> fallback;  // why the method asked for was not used
+  double mismatch_strength = 0;  // tau of mismatch.h
   double trust = 1;  // rho, by which the off-diagonal of H was multiplied (shrinkage.h)
 };
 

@@ -26,7 +26,7 @@ RowBlock RowBlock::load(const LinearProblem& problem, std::int64_t first, std::i
   for (std::int64_t begin = 0; begin < block.columns; begin += kStrip) {
     const std::int64_t strip_end = std::min(begin + kStrip, block.columns);
     for (std::int64_t r = 0; r < block.rows; ++r) {
-      const float* row = problem.W.data() + (first + r) * problem.in_features;
+      const float* row = problem.goal().data() + (first + r) * problem.in_features;
       for (std::int64_t j = begin; j < strip_end; ++j) {
         block.W[static_cast<std::size_t>(j * block.lanes + r)] = row[j];
       }

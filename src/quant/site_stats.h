@@ -15,6 +15,10 @@ struct SiteStats {
   std::int64_t width = 0;
   std::vector<double> H;  // [width, width]: (1/rows) X^T X
   std::vector<double> H_holdout;  // same of the held-out rows; empty when there are none
+  // (1/rows) X^T X~ with X~ the inputs of the unquantized model, of the same rows; empty when only
+  // one stream of activations was kept (methods.md 2.5).
+  std::vector<double> G;
+  std::vector<double> G_holdout;
   std::vector<float> abs_max;  // [width], over all rows
   std::int64_t rows = 0;  // rows in H
   std::int64_t holdout_rows = 0;

@@ -1,0 +1,316 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "quant/scaling.h"
+
+#include "quant/curvature.h"
+#include "quant/row_block.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+namespace quern {
+namespace {
+
+// Rows of each consumer that judge a candidate; factors have few degrees of freedom.
+constexpr std::int64_t kSampledRows = 512;
+// Factors further apart than this spend the range of 16-bit scales on nothing.
+constexpr double kLargestSpread = 1e6;
+// A transform must earn its place: below this gain the model is left alone.
+constexpr double kWorthwhile = 0.995;
+
+// Evenly spaced rows of a consumer, and what their error counts for.
+struct Sample {
+  std::vector<float> W;
+  std::int64_t rows = 0;
+  QuantScheme scheme;
+  double weight = 0;  // 1 / sum d W^2: each linear's error relative to its own output
+};
+
+// The error of rounding after scaling, up to a constant: sum over consumers of
+// sum_j (d_j / s_j^2) |Q(W s)_j - W_j s_j|^2, relative to each consumer's output.
+class Judge {
+ public:
+  Judge(
+      const Context& ctx,
+      const ScalingProblem& problem,
+      const MethodOptions& options,
+      std::vector<double> importance)
+      : ctx_(ctx), options_(options), importance_(std::move(importance)) {
+    const auto n = static_cast<std::int64_t>(importance_.size());
+    for (const ScalingConsumer& consumer : problem.consumers) {
+      Sample sample;
+      sample.rows = std::min(consumer.out_features, kSampledRows);
+      sample.scheme = consumer.scheme;
+      sample.W.resize(static_cast<std::size_t>(sample.rows * n));
+      double energy = 0;
+      for (std::int64_t r = 0; r < sample.rows; ++r) {
+        const float* from = consumer.W.data() + r * consumer.out_features / sample.rows * n;
+        std::copy(from, from + n, sample.W.begin() + r * n);
+        for (std::int64_t j = 0; j < n; ++j) {
+          energy += importance_[static_cast<std::size_t>(j)] * from[j] * from[j];
+        }
+      }
+      sample.weight = energy > 0 ? 1.0 / energy : 0.0;
+      samples_.push_back(std::move(sample));
+    }
+  }
+
+  [[nodiscard]] double error(std::span<const float> factors) const {
+    double total = 0;
+    for (const Sample& sample : samples_) {
+      total += sample.weight * error_of(sample, factors);
+    }
+    return total;
+  }
+
+  [[nodiscard]] const std::vector<double>& importance() const { return importance_; }
+
+  // Mean over the rows of |w_j| relative to the largest of its group (AWQ's "duo" factor).
+  [[nodiscard]] std::vector<double> weight_means() const {
+    const auto n = static_cast<std::int64_t>(importance_.size());
+    std::vector<double> means(importance_.size(), 0.0);
+    double rows = 0;
+    for (const Sample& sample : samples_) {
+      const std::int64_t width = sample.scheme.group_width(n);
+      rows += static_cast<double>(sample.rows);
+      for (std::int64_t r = 0; r < sample.rows; ++r) {
+        const float* row = sample.W.data() + r * n;
+        for (std::int64_t begin = 0; begin < n; begin += width) {
+          const std::int64_t end = std::min(begin + width, n);
+          float highest = 0;
+          for (std::int64_t j = begin; j < end; ++j) {
+            highest = std::max(highest, std::fabs(row[j]));
+          }
+          for (std::int64_t j = begin; j < end && highest > 0; ++j) {
+            means[static_cast<std::size_t>(j)] += std::fabs(row[j]) / highest;
+          }
+        }
+      }
+    }
+    for (double& mean : means) {
+      mean = mean / rows + 1e-6;
+    }
+    return means;
+  }
+
+ private:
+  [[nodiscard]] double error_of(const Sample& sample, std::span<const float> factors) const {
+    const auto n = static_cast<std::int64_t>(factors.size());
+    std::vector<float> W(sample.W.size());
+    for (std::int64_t r = 0; r < sample.rows; ++r) {
+      for (std::int64_t j = 0; j < n; ++j) {
+        W[static_cast<std::size_t>(r * n + j)] =
+            sample.W[static_cast<std::size_t>(r * n + j)] * factors[static_cast<std::size_t>(j)];
+      }
+    }
+    std::vector<float> weights(factors.size());
+    for (std::size_t j = 0; j < factors.size(); ++j) {
+      weights[j] = static_cast<float>(
+          importance_[j] / (static_cast<double>(factors[j]) * static_cast<double>(factors[j])));
+    }
+    LinearProblem problem;
+    problem.W = W;
+    problem.out_features = sample.rows;
+    problem.in_features = n;
+    problem.scheme = sample.scheme;
+    const GridRules rules = grid_rules(sample.scheme, options_);
+    constexpr std::int64_t kRows = 64;
+    std::vector<double> sums(static_cast<std::size_t>((sample.rows + kRows - 1) / kRows));
+    ctx_.pool.for_chunks(sample.rows, kRows, [&](std::int64_t begin, std::int64_t end, int) {
+      RowBlock block = RowBlock::load(problem, begin, end);
+      block.find_all_ranges(ctx_.kernels, sample.scheme, rules, weights.data());
+      block.round_all(ctx_.kernels, sample.scheme);
+      double sum = 0;
+      for (std::int64_t j = 0; j < n; ++j) {
+        double column = 0;
+        for (std::int64_t r = 0; r < block.rows; ++r) {
+          const double d = block.D[static_cast<std::size_t>(j * block.lanes + r)];
+          column += d * d;
+        }
+        sum += column * static_cast<double>(weights[static_cast<std::size_t>(j)]);
+      }
+      sums[static_cast<std::size_t>(begin / kRows)] = sum;
+    });
+    return std::accumulate(sums.begin(), sums.end(), 0.0);
+  }
+
+  const Context& ctx_;
+  const MethodOptions& options_;
+  std::vector<double> importance_;
+  std::vector<Sample> samples_;
+};
+
+// Geometric mean over the units, spread bounded, middle at 1, powers of two where asked.
+std::vector<float> make_factors(const ScalingProblem& problem, const std::vector<double>& wanted) {
+  std::vector<double> logs(wanted.size());
+  for (std::size_t j = 0; j < wanted.size(); ++j) {
+    logs[j] = wanted[j] > 0 && std::isfinite(wanted[j]) ? std::log2(wanted[j]) : 0.0;
+  }
+  if (!problem.unit_of.empty()) {
+    const auto units = static_cast<std::size_t>(
+        *std::max_element(problem.unit_of.begin(), problem.unit_of.end()) + 1);
+    std::vector<double> sum(units, 0.0);
+    std::vector<double> count(units, 0.0);
+    for (std::size_t j = 0; j < logs.size(); ++j) {
+      sum[static_cast<std::size_t>(problem.unit_of[j])] += logs[j];
+      count[static_cast<std::size_t>(problem.unit_of[j])] += 1;
+    }
+    for (std::size_t j = 0; j < logs.size(); ++j) {
+      const auto unit = static_cast<std::size_t>(problem.unit_of[j]);
+      logs[j] = sum[unit] / count[unit];
+    }
+  }
+  const auto [lowest, highest] = std::minmax_element(logs.begin(), logs.end());
+  const double middle = (*lowest + *highest) / 2;
+  const double reach = std::log2(kLargestSpread) / 2;
+  std::vector<float> factors(logs.size());
+  for (std::size_t j = 0; j < logs.size(); ++j) {
+    double exponent = std::clamp(logs[j] - middle, -reach, reach);
+    exponent = problem.powers_of_two ? std::round(exponent) : exponent;
+    factors[j] = static_cast<float>(std::exp2(exponent));
+  }
+  return factors;
+}
+
+std::vector<double> diagonal_of(const SiteStats& stats) {
+  const Curvature curvature = make_curvature(stats);
+  return {curvature.importance.begin(), curvature.importance.end()};
+}
+
+// What error feedback leaves of diag(H): the variance of each input given those that are rounded
+// after it, 1 / U_jj^2. The error of GPTQ is the sum of squared rounding errors weighted by these.
+std::vector<double> conditional_variances(
+    const Context& ctx, const SiteStats& stats, const MethodOptions& options) {
+  Curvature curvature = make_curvature(stats);
+  curvature.shrink(options.shrinkage.value_or(2.0));
+  const std::vector<std::int32_t> order =
+      column_order(ColumnOrder::kActivation, curvature.importance, stats.width);
+  const std::optional<Factor> factor = factorise(ctx, curvature, order, options.damping);
+  if (!factor) {
+    return diagonal_of(stats);
+  }
+  std::vector<double> variances(order.size());
+  for (std::size_t p = 0; p < order.size(); ++p) {
+    const double inverse = factor->inverse_diagonal[p];
+    variances[static_cast<std::size_t>(order[p])] = inverse * inverse;
+  }
+  return variances;
+}
+
+// Powers of the importance, alone and divided by the weights' own means, on a grid that is then
+// refined; the best in the judge's eyes, if it is worth it.
+ScalingResult search_powers(
+    const Context& ctx,
+    const ScalingProblem& problem,
+    const MethodOptions& options,
+    std::vector<double> importance,
+    const std::vector<double>& magnitude) {
+  const std::size_t n = importance.size();
+  const Judge judge(ctx, problem, options, std::move(importance));
+  const std::vector<double> means = judge.weight_means();
+  const std::vector<float> ones(n, 1.0F);
+  const double without = judge.error(ones);
+  ScalingResult best{{}, "none", 1.0};
+  if (!(without > 0)) {
+    return best;
+  }
+  double best_error = without;
+  double best_power = 0;
+  bool best_duo = false;
+  const auto consider = [&](double power, bool duo) {
+    std::vector<double> wanted(n);
+    for (std::size_t j = 0; j < n; ++j) {
+      wanted[j] = std::pow(std::max(magnitude[j], 1e-30), power);
+      wanted[j] /= duo ? std::pow(means[j], 1 - power) : 1.0;
+    }
+    std::vector<float> factors = make_factors(problem, wanted);
+    const double error = judge.error(factors);
+    if (error < best_error) {
+      best_error = error;
+      best_power = power;
+      best_duo = duo;
+      best.factors = std::move(factors);
+      best.rule = fmt::format("{}^{:.3g}", duo ? "activation/weight" : "activation", power);
+    }
+  };
+  for (const bool duo : {false, true}) {
+    for (int i = duo ? 0 : 1; i <= 10; ++i) {
+      consider(0.1 * i, duo);
+    }
+  }
+  for (const double step : {0.05, 0.025}) {
+    const double middle = best_power;
+    const bool duo = best_duo;
+    consider(middle - step, duo);
+    consider(middle + step, duo);
+  }
+  if (best_error > kWorthwhile * without) {
+    return {{}, "none", 1.0};
+  }
+  best.error_ratio = best_error / without;
+  return best;
+}
+
+std::vector<double> root(std::vector<double> values) {
+  for (double& value : values) {
+    value = std::sqrt(value);
+  }
+  return values;
+}
+
+// AWQ before plain rounding: the error is weighted by diag(H).
+ScalingResult find_awq(
+    const Context& ctx, const ScalingProblem& problem, const MethodOptions& options) {
+  const std::vector<double> diagonal = diagonal_of(*problem.stats);
+  return search_powers(ctx, problem, options, diagonal, root(diagonal));
+}
+
+// The same before error feedback: weighted by what the feedback cannot repair.
+ScalingResult find_feedback_aware(
+    const Context& ctx, const ScalingProblem& problem, const MethodOptions& options) {
+  std::vector<double> variances = conditional_variances(ctx, *problem.stats, options);
+  const std::vector<double> by_variance = root(variances);
+  ScalingResult first = search_powers(ctx, problem, options, variances, by_variance);
+  ScalingResult second =
+      search_powers(ctx, problem, options, std::move(variances), root(diagonal_of(*problem.stats)));
+  return second.error_ratio < first.error_ratio ? second : first;
+}
+
+constexpr std::array kTransforms = {
+    Transform{"awq", "channel factors for plain rounding (AWQ)", find_awq},
+    Transform{"scale", "channel factors for rounding with error feedback", find_feedback_aware},
+};
+
+}  // namespace
+
+std::span<const Transform> transforms() {
+  return kTransforms;
+}
+
+const Transform* find_transform(std::string_view name) {
+  const auto* found = std::find_if(
+      kTransforms.begin(), kTransforms.end(), [&](const auto& each) { return each.name == name; });
+  return found == kTransforms.end() ? nullptr : found;
+}
+
+void divide_by_factors(SiteStats& stats, std::span<const float> factors) {
+  const auto n = static_cast<std::size_t>(stats.width);
+  std::vector<double> inverse(n);
+  for (std::size_t j = 0; j < n; ++j) {
+    inverse[j] = 1.0 / static_cast<double>(factors[j]);
+    stats.abs_max[j] /= factors[j];
+  }
+  for (std::vector<double>* H : {&stats.H, &stats.H_holdout, &stats.G, &stats.G_holdout}) {
+    for (std::size_t i = 0; i * n < H->size(); ++i) {
+      for (std::size_t j = 0; j < n; ++j) {
+        (*H)[i * n + j] *= inverse[i] * inverse[j];
+      }
+    }
+  }
+}
+
+}  // namespace quern
