@@ -365,7 +365,10 @@ GradientMemory gradient_memory(
   const std::int64_t longest =
       lengths.empty() ? 0 : *std::max_element(lengths.begin(), lengths.end());
   const auto count = static_cast<std::int64_t>(lengths.size());
-  const bool holdout = count > 0 && is_holdout(count - 1 - count % 10, count);
+  bool holdout = false;
+  for (std::int64_t i = 0; i < count; ++i) {
+    holdout = holdout || is_holdout(i, count);
+  }
   const std::int64_t hidden = graph.config.hidden_size;
   GradientMemory memory;
   memory.stored =
