@@ -26,11 +26,12 @@ enum class Labels {
 
 struct GradientOptions {
   Labels labels = Labels::kSampled;
-  // What to gather for a linear, the head included; null: the vectors only. Called before the pass.
+  // What to gather for a linear, the head included; null: the vectors only. A pure
+  // function: it may be called more than once.
   std::function<GradientParts(const Linear&)> parts;
   // Where block inputs of all sequences wait for the way back; empty: in memory.
   std::filesystem::path spill_directory;
-  DType stored_as = DType::kF32;  // or kBF16: half the room, the recomputed forward pass rounded
+  DType stored_as = DType::kF32;  // or kBF16: half the room, rounded between blocks
   // Called from the calling thread with work done since the last call, in the unit of
   // gradient_work.
   std::function<void(double)> progress;
