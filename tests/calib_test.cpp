@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "base/error.h"
 #include "base/file.h"
+#include "base/half.h"
 #include "calib/activation_store.h"
 #include "calib/calibration_set.h"
 #include "calib/statistics.h"
@@ -299,6 +300,31 @@ TEST(ActivationStore, FileAndMemoryHoldTheSame) {
       EXPECT_EQ(values.back(), -7.0F);
       EXPECT_EQ(std::memcmp(values.data(), expected.data(), expected.size() * sizeof(float)), 0);
     }
+  }
+}
+
+TEST(ActivationStore, Bf16HoldsRoundedValuesInHalfTheRoom) {
+  const ScratchDirectory scratch;
+  const std::vector<std::int64_t> rows = {2, 5};
+  ActivationStore memory(3, rows, {}, DType::kBF16);
+  ActivationStore spilled(3, rows, scratch.path(), DType::kBF16);
+  EXPECT_EQ(ActivationStore::bytes(3, rows, DType::kBF16), 3U * 7U * 2U);
+  const Matrix first = {1, -2.5F, 0x1.01p0F, 3e38F, 0, 1e-30F};  // 2^-8 above 1 is half a step
+  const Matrix second = random_rows(5, 3, 21);
+  for (ActivationStore* store : {&memory, &spilled}) {
+    Matrix values(15, -7.0F);
+    store->read(1, values.data());
+    EXPECT_EQ(values, Matrix(15, 0.0F));  // never written
+    store->write(1, second.data());
+    store->write(0, first.data());
+    store->read(1, values.data());
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      EXPECT_EQ(values[i], bf16_to_float(float_to_bf16(second[i])));
+    }
+    store->read(0, values.data());
+    EXPECT_EQ(values[1], -2.5F);
+    EXPECT_EQ(values[2], 1.0F);  // a tie goes to the even one
+    EXPECT_EQ(values[6], bf16_to_float(float_to_bf16(second[6])));  // nothing is written behind
   }
 }
 

@@ -26,31 +26,32 @@ namespace {
 
 }  // namespace
 
-std::uint64_t ActivationStore::bytes(std::int64_t width, const std::vector<std::int64_t>& rows) {
+std::uint64_t ActivationStore::bytes(
+    std::int64_t width, const std::vector<std::int64_t>& rows, DType dtype) {
   return static_cast<std::uint64_t>(std::accumulate(rows.begin(), rows.end(), std::int64_t{0})) *
-         static_cast<std::uint64_t>(width) * sizeof(float);
+         static_cast<std::uint64_t>(width) * dtype_size(dtype);
 }
 
 ActivationStore::ActivationStore(
     std::int64_t width,
     std::vector<std::int64_t> rows,
-    const std::filesystem::path& spill_directory)
-    : width_(width), rows_(std::move(rows)) {
-  std::int64_t total = 0;
-  for (const std::int64_t n : rows_) {
+    const std::filesystem::path& spill_directory,
+    DType dtype)
+    : width_(width), rows_(std::move(rows)), dtype_(dtype) {
+  std::size_t total = 0;
+  for (std::int64_t i = 0; i < count(); ++i) {
     offsets_.push_back(total);
-    total += n * width_;
+    total += size(i) * dtype_size(dtype_);
   }
   if (spill_directory.empty()) {
-    memory_.resize(static_cast<std::size_t>(total));
+    memory_.resize(total);
     return;
   }
   descriptor_ = ::open(spill_directory.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
   if (descriptor_ < 0) {
     throw_spill_error(errno);
   }
-  const int code = ::posix_fallocate(
-      descriptor_, 0, std::max<off_t>(1, total * static_cast<off_t>(sizeof(float))));
+  const int code = ::posix_fallocate(descriptor_, 0, std::max<off_t>(1, static_cast<off_t>(total)));
   if (code != 0) {
     ::close(descriptor_);
     throw_spill_error(code);
@@ -60,6 +61,7 @@ ActivationStore::ActivationStore(
 ActivationStore::ActivationStore(ActivationStore&& other) noexcept
     : width_(other.width_),
       rows_(std::move(other.rows_)),
+      dtype_(other.dtype_),
       offsets_(std::move(other.offsets_)),
       memory_(std::move(other.memory_)),
       descriptor_(std::exchange(other.descriptor_, -1)) {}
@@ -67,6 +69,7 @@ ActivationStore::ActivationStore(ActivationStore&& other) noexcept
 ActivationStore& ActivationStore::operator=(ActivationStore&& other) noexcept {
   std::swap(width_, other.width_);
   std::swap(rows_, other.rows_);
+  std::swap(dtype_, other.dtype_);
   std::swap(offsets_, other.offsets_);
   std::swap(memory_, other.memory_);
   std::swap(descriptor_, other.descriptor_);
@@ -80,48 +83,62 @@ ActivationStore::~ActivationStore() {
 }
 
 void ActivationStore::read(std::int64_t index, float* values) const {
-  const std::int64_t offset = offsets_[static_cast<std::size_t>(index)];
-  if (descriptor_ < 0) {
-    std::copy_n(memory_.data() + offset, size(index), values);
+  const std::span<float> target(values, size(index));
+  if (dtype_ == DType::kF32) {
+    read_bytes(index, std::as_writable_bytes(target));
     return;
   }
-  auto* target = reinterpret_cast<char*>(values);
-  auto left = static_cast<std::size_t>(size(index)) * sizeof(float);
-  auto at = static_cast<off_t>(offset) * static_cast<off_t>(sizeof(float));
-  while (left > 0) {
-    const ssize_t n = ::pread(descriptor_, target, left, at);
+  std::vector<std::byte> bytes(size(index) * dtype_size(dtype_));
+  read_bytes(index, bytes);
+  to_float({dtype_, {rows(index), width_}, bytes}, target);
+}
+
+void ActivationStore::write(std::int64_t index, const float* values) {
+  const std::span<const float> source(values, size(index));
+  if (dtype_ == DType::kF32) {
+    write_bytes(index, std::as_bytes(source));
+    return;
+  }
+  write_bytes(index, from_float(source, dtype_));
+}
+
+void ActivationStore::read_bytes(std::int64_t index, std::span<std::byte> bytes) const {
+  const std::size_t offset = offsets_[static_cast<std::size_t>(index)];
+  if (descriptor_ < 0) {
+    std::copy_n(memory_.data() + offset, bytes.size(), bytes.data());
+    return;
+  }
+  auto at = static_cast<off_t>(offset);
+  while (!bytes.empty()) {
+    const ssize_t n = ::pread(descriptor_, bytes.data(), bytes.size(), at);
     if (n < 0 && errno == EINTR) {
       continue;
     }
     if (n <= 0) {
       throw_spill_error(n < 0 ? errno : EIO);
     }
-    target += n;
     at += n;
-    left -= static_cast<std::size_t>(n);
+    bytes = bytes.subspan(static_cast<std::size_t>(n));
   }
 }
 
-void ActivationStore::write(std::int64_t index, const float* values) {
-  const std::int64_t offset = offsets_[static_cast<std::size_t>(index)];
+void ActivationStore::write_bytes(std::int64_t index, std::span<const std::byte> bytes) {
+  const std::size_t offset = offsets_[static_cast<std::size_t>(index)];
   if (descriptor_ < 0) {
-    std::copy_n(values, size(index), memory_.data() + offset);
+    std::copy_n(bytes.data(), bytes.size(), memory_.data() + offset);
     return;
   }
-  const auto* source = reinterpret_cast<const char*>(values);
-  auto left = static_cast<std::size_t>(size(index)) * sizeof(float);
-  auto at = static_cast<off_t>(offset) * static_cast<off_t>(sizeof(float));
-  while (left > 0) {
-    const ssize_t n = ::pwrite(descriptor_, source, left, at);
+  auto at = static_cast<off_t>(offset);
+  while (!bytes.empty()) {
+    const ssize_t n = ::pwrite(descriptor_, bytes.data(), bytes.size(), at);
     if (n < 0 && errno == EINTR) {
       continue;
     }
     if (n < 0) {
       throw_spill_error(errno);
     }
-    source += n;
     at += n;
-    left -= static_cast<std::size_t>(n);
+    bytes = bytes.subspan(static_cast<std::size_t>(n));
   }
 }
 

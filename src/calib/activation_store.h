@@ -1,21 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "tensor/tensor.h"
+
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <span>
 #include <vector>
 
 namespace quern {
 
 // Activations of all calibration sequences at one point of a block: `count` matrices of [rows,
-// width] floats, in memory or, when the budget does not allow it, in an unnamed file.
+// width] values, in memory or, when the budget does not allow it, in an unnamed file. They are kept
+// as floats, or rounded to BF16 in half the room.
 class ActivationStore {
  public:
-  // `spill_directory` empty: in memory. Throws ResourceError when the disk has no room.
+  // `spill_directory` empty: in memory. `dtype` is F32 or BF16. Throws ResourceError when the disk
+  // has no room.
   ActivationStore(
       std::int64_t width,
       std::vector<std::int64_t> rows,
-      const std::filesystem::path& spill_directory);
+      const std::filesystem::path& spill_directory,
+      DType dtype = DType::kF32);
   ActivationStore(ActivationStore&& other) noexcept;
   ActivationStore& operator=(ActivationStore&& other) noexcept;
   ActivationStore(const ActivationStore&) = delete;
@@ -36,15 +43,20 @@ class ActivationStore {
   void write(std::int64_t index, const float* values);
 
   [[nodiscard]] static std::uint64_t bytes(
-      std::int64_t width, const std::vector<std::int64_t>& rows);
+      std::int64_t width, const std::vector<std::int64_t>& rows, DType dtype = DType::kF32);
 
  private:
-  [[nodiscard]] std::int64_t size(std::int64_t index) const { return rows(index) * width_; }
+  [[nodiscard]] std::size_t size(std::int64_t index) const {
+    return static_cast<std::size_t>(rows(index) * width_);
+  }
+  void read_bytes(std::int64_t index, std::span<std::byte> bytes) const;
+  void write_bytes(std::int64_t index, std::span<const std::byte> bytes);
 
   std::int64_t width_;
   std::vector<std::int64_t> rows_;
-  std::vector<std::int64_t> offsets_;  // in floats
-  std::vector<float> memory_;
+  DType dtype_;
+  std::vector<std::size_t> offsets_;  // in bytes
+  std::vector<std::byte> memory_;
   int descriptor_ = -1;
 };
 

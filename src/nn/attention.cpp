@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "nn/attention.h"
 
+#include "base/checked.h"
 #include "kernels/blas.h"
 #include "kernels/kernels.h"
+#include "nn/attention_tile.h"
 #include "nn/linear.h"
 
 #include <algorithm>
@@ -11,118 +13,96 @@
 namespace quern {
 namespace {
 
-// Queries that share one product with the keys; their scores are one tile of scratch.
-constexpr std::int64_t kQueryRows = 256;
+constexpr std::int64_t kRowChunk = 64;
 
-// cos and sin of position * frequency, [rows, head_dim / 2] each. The angle is rounded to float
-// before the cosine, as the reference does.
-void fill_rotation(
-    const Rope& rope, std::int64_t first, std::int64_t rows, float* cosines, float* sines) {
+}  // namespace
+
+// The angle is rounded to float before the cosine, as the reference does.
+Rotation make_rotation(
+    const Context& ctx, const Rope& rope, std::int64_t first, std::int64_t rows) {
   const std::size_t half = rope.inverse_frequencies.size();
-  for (std::int64_t t = 0; t < rows; ++t) {
-    for (std::size_t m = 0; m < half; ++m) {
-      const float angle = static_cast<float>(first + t) * rope.inverse_frequencies[m];
-      const std::size_t at = static_cast<std::size_t>(t) * half + m;
-      cosines[at] =
-          static_cast<float>(std::cos(static_cast<double>(angle))) * rope.attention_factor;
-      sines[at] = static_cast<float>(std::sin(static_cast<double>(angle))) * rope.attention_factor;
+  Rotation rotation;
+  rotation.cosines.resize(static_cast<std::size_t>(rows) * half);
+  rotation.sines.resize(rotation.cosines.size());
+  ctx.pool.for_chunks(rows, kRowChunk, [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t t = begin; t < end; ++t) {
+      for (std::size_t m = 0; m < half; ++m) {
+        const float angle = static_cast<float>(first + t) * rope.inverse_frequencies[m];
+        const std::size_t at = static_cast<std::size_t>(t) * half + m;
+        rotation.cosines[at] =
+            static_cast<float>(std::cos(static_cast<double>(angle))) * rope.attention_factor;
+        rotation.sines[at] =
+            static_cast<float>(std::sin(static_cast<double>(angle))) * rope.attention_factor;
+      }
     }
-  }
+  });
+  return rotation;
 }
 
-// Norm (if any) and rotation of every head of one row, in place.
 void finish_heads(
     const Context& ctx,
     const ModelConfig& config,
     const std::vector<float>& gain,
-    const float* cosines,
-    const float* sines,
+    const Rotation& rotation,
     std::int64_t heads,
-    float* row) {
-  const std::int64_t dim = config.head_dim;
-  const std::int64_t half = dim / 2;
-  for (std::int64_t h = 0; h < heads; ++h) {
-    float* head = row + h * dim;
-    if (!gain.empty()) {
-      ctx.kernels.rms_norm(head, gain.data(), config.norm_eps, head, dim);
-    }
-    for (std::int64_t m = 0; m < half; ++m) {
-      const float low = head[m];
-      const float high = head[m + half];
-      head[m] = low * cosines[m] - high * sines[m];
-      head[m + half] = high * cosines[m] + low * sines[m];
-    }
-  }
-}
-
-}  // namespace
-
-void attention_forward(
-    const Context& ctx,
-    Workspace& workspace,
-    const ModelConfig& config,
-    const Block& block,
-    const BlockWeights& weights,
-    const float* x,
     std::int64_t rows,
-    LayerCache& cache,
-    float* out) {
+    float* x) {
   const std::int64_t dim = config.head_dim;
-  const std::int64_t q_width = config.heads * dim;
-  const std::int64_t kv_width = config.kv_heads * dim;
-  const std::int64_t first = cache.tokens;
-  const std::int64_t total = first + rows;
-  cache.keys.resize(static_cast<std::size_t>(total * kv_width));
-  cache.values.resize(static_cast<std::size_t>(total * kv_width));
-  std::vector<float> queries(static_cast<std::size_t>(rows * q_width));
-  float* keys = cache.keys.data() + first * kv_width;
-  linear_forward(ctx, workspace, weights.linears[kQ], x, rows, queries.data());
-  linear_forward(ctx, workspace, weights.linears[kK], x, rows, keys);
-  linear_forward(
-      ctx, workspace, weights.linears[kV], x, rows, cache.values.data() + first * kv_width);
-
   const std::int64_t half = dim / 2;
-  std::vector<float> rotation(static_cast<std::size_t>(2 * rows * half));
-  float* cosines = rotation.data();
-  float* sines = cosines + rows * half;
-  ctx.pool.for_chunks(rows, 64, [&](std::int64_t begin, std::int64_t end, int) {
-    fill_rotation(
-        config.rope, first + begin, end - begin, cosines + begin * half, sines + begin * half);
+  ctx.pool.for_chunks(rows, kRowChunk, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t t = begin; t < end; ++t) {
-      const float* c = cosines + t * half;
-      const float* s = sines + t * half;
-      finish_heads(ctx, config, weights.q_norm, c, s, config.heads, queries.data() + t * q_width);
-      finish_heads(ctx, config, weights.k_norm, c, s, config.kv_heads, keys + t * kv_width);
+      const float* cosines = rotation.cosines.data() + t * half;
+      const float* sines = rotation.sines.data() + t * half;
+      for (std::int64_t h = 0; h < heads; ++h) {
+        float* head = x + (t * heads + h) * dim;
+        if (!gain.empty()) {
+          ctx.kernels.rms_norm(head, gain.data(), config.norm_eps, head, dim);
+        }
+        for (std::int64_t m = 0; m < half; ++m) {
+          const float low = head[m];
+          const float high = head[m + half];
+          head[m] = low * cosines[m] - high * sines[m];
+          head[m + half] = high * cosines[m] + low * sines[m];
+        }
+      }
     }
   });
+}
 
+AttentionShape attention_shape(const ModelConfig& config, const Block& block) {
+  return {config.heads, config.kv_heads, config.head_dim, block.sliding_window};
+}
+
+void attend(
+    const Context& ctx,
+    Workspace& workspace,
+    const AttentionShape& shape,
+    const float* queries,
+    std::int64_t first,
+    std::int64_t rows,
+    const float* keys,
+    const float* values,
+    float* out) {
+  const std::int64_t dim = shape.head_dim;
+  const std::int64_t q_width = shape.q_width();
+  const std::int64_t kv_width = shape.kv_width();
   const float scale = 1.0F / std::sqrt(static_cast<float>(dim));
-  const std::int64_t tiles = (rows + kQueryRows - 1) / kQueryRows;
-  const std::int64_t group = config.heads / config.kv_heads;
-  ctx.pool.for_chunks(tiles * config.heads, 1, [&](std::int64_t item, std::int64_t, int worker) {
-    const std::int64_t head = item % config.heads;
+  const std::int64_t tiles = ceil_div(rows, kQueryRows);
+  ctx.pool.for_chunks(tiles * shape.heads, 1, [&](std::int64_t item, std::int64_t, int worker) {
+    const std::int64_t head = item % shape.heads;
     // The longest tiles first, so that the workers end together.
-    const std::int64_t t0 = (tiles - 1 - item / config.heads) * kQueryRows;
-    const std::int64_t n = std::min(kQueryRows, rows - t0);
-    const std::int64_t end = first + t0 + n;  // keys that the last query of the tile sees
-    const std::int64_t window = block.sliding_window;
-    const std::int64_t begin = window == 0 ? 0 : std::max<std::int64_t>(0, first + t0 - window + 1);
-    const std::int64_t seen = end - begin;
-    const float* K = cache.keys.data() + begin * kv_width + head / group * dim;
-    const float* V = cache.values.data() + begin * kv_width + head / group * dim;
-    const float* Q = queries.data() + t0 * q_width + head * dim;
+    const std::int64_t t0 = (tiles - 1 - item / shape.heads) * kQueryRows;
+    const AttentionTile tile =
+        attention_tile(first + t0, std::min(kQueryRows, rows - t0), shape.window);
+    const std::int64_t column = tile.begin * kv_width + head / shape.group() * dim;
+    const float* K = keys + column;
+    const float* V = values + column;
+    const float* Q = queries + t0 * q_width + head * dim;
+    const std::int64_t n = tile.rows;
+    const std::int64_t seen = tile.seen();
     float* scores = workspace.worker_floats(worker, 1, n * seen);
     ctx.blas.gemm(false, true, n, seen, dim, scale, Q, q_width, K, kv_width, 0.0F, scores, seen);
-    for (std::int64_t r = 0; r < n; ++r) {
-      float* row = scores + r * seen;
-      const std::int64_t position = first + t0 + r;
-      const std::int64_t low =
-          window == 0 ? 0 : std::max<std::int64_t>(0, position - window + 1 - begin);
-      const std::int64_t high = position + 1 - begin;
-      std::fill(row, row + low, 0.0F);
-      ctx.kernels.softmax(row + low, high - low);
-      std::fill(row + high, row + seen, 0.0F);
-    }
+    causal_softmax(ctx, tile, scores);
     ctx.blas.gemm(
         false,
         false,
@@ -138,6 +118,42 @@ void attention_forward(
         out + t0 * q_width + head * dim,
         q_width);
   });
+}
+
+void attention_forward(
+    const Context& ctx,
+    Workspace& workspace,
+    const ModelConfig& config,
+    const Block& block,
+    const BlockWeights& weights,
+    const float* x,
+    std::int64_t rows,
+    LayerCache& cache,
+    float* out) {
+  const AttentionShape shape = attention_shape(config, block);
+  const std::int64_t first = cache.tokens;
+  const std::int64_t total = first + rows;
+  cache.keys.resize(static_cast<std::size_t>(total * shape.kv_width()));
+  cache.values.resize(static_cast<std::size_t>(total * shape.kv_width()));
+  std::vector<float> queries(static_cast<std::size_t>(rows * shape.q_width()));
+  float* keys = cache.keys.data() + first * shape.kv_width();
+  float* values = cache.values.data() + first * shape.kv_width();
+  linear_forward(ctx, workspace, weights.linears[kQ], x, rows, queries.data());
+  linear_forward(ctx, workspace, weights.linears[kK], x, rows, keys);
+  linear_forward(ctx, workspace, weights.linears[kV], x, rows, values);
+  const Rotation rotation = make_rotation(ctx, config.rope, first, rows);
+  finish_heads(ctx, config, weights.q_norm, rotation, shape.heads, rows, queries.data());
+  finish_heads(ctx, config, weights.k_norm, rotation, shape.kv_heads, rows, keys);
+  attend(
+      ctx,
+      workspace,
+      shape,
+      queries.data(),
+      first,
+      rows,
+      cache.keys.data(),
+      cache.values.data(),
+      out);
   cache.tokens = total;
 }
 

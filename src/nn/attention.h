@@ -22,6 +22,51 @@ struct LayerCache {
   }
 };
 
+// cos and sin of the angles of some positions, times the attention factor; [rows, head_dim / 2].
+struct Rotation {
+  std::vector<float> cosines;
+  std::vector<float> sines;
+};
+[[nodiscard]] Rotation make_rotation(
+    const Context& ctx, const Rope& rope, std::int64_t first, std::int64_t rows);
+
+// Norm over each head (when there is a gain), then rotation of x [rows, heads * head_dim], in
+// place.
+void finish_heads(
+    const Context& ctx,
+    const ModelConfig& config,
+    const std::vector<float>& gain,
+    const Rotation& rotation,
+    std::int64_t heads,
+    std::int64_t rows,
+    float* x);
+
+struct AttentionShape {
+  std::int64_t heads = 0;
+  std::int64_t kv_heads = 0;  // query head h reads key/value head h / (heads / kv_heads)
+  std::int64_t head_dim = 0;
+  std::int64_t window = 0;  // tokens seen, the query's own included; 0: all
+
+  [[nodiscard]] std::int64_t q_width() const noexcept { return heads * head_dim; }
+  [[nodiscard]] std::int64_t kv_width() const noexcept { return kv_heads * head_dim; }
+  [[nodiscard]] std::int64_t group() const noexcept { return heads / kv_heads; }
+};
+[[nodiscard]] AttentionShape attention_shape(const ModelConfig& config, const Block& block);
+
+// out [rows, q_width] = softmax(Q K^T / sqrt(head_dim)) V, causal, for the queries [rows, q_width]
+// of positions first … first + rows - 1 over the keys and values [first + rows, kv_width] of
+// positions 0 ….
+void attend(
+    const Context& ctx,
+    Workspace& workspace,
+    const AttentionShape& shape,
+    const float* queries,
+    std::int64_t first,
+    std::int64_t rows,
+    const float* keys,
+    const float* values,
+    float* out);
+
 // Causal grouped-query attention of `rows` new tokens at positions cache.tokens … + rows - 1.
 // x [rows, hidden] is the normed input; out [rows, heads * head_dim] is what o_proj takes. Appends
 // the new keys and values to the cache.

@@ -27,25 +27,6 @@ void add_linear(
   });
 }
 
-void mlp_hidden(
-    const Context& ctx,
-    Workspace& workspace,
-    const BlockWeights& weights,
-    const float* X,
-    std::int64_t rows,
-    float* hidden) {
-  const std::int64_t width = weights.linears[kUpProj].out_features;
-  std::vector<float> gate(static_cast<std::size_t>(rows * width));
-  std::vector<float> up(static_cast<std::size_t>(rows * width));
-  linear_forward(ctx, workspace, weights.linears[kGateProj], X, rows, gate.data());
-  linear_forward(ctx, workspace, weights.linears[kUpProj], X, rows, up.data());
-  ctx.pool.for_chunks(rows, kRowChunk, [&](std::int64_t begin, std::int64_t end, int) {
-    const std::int64_t offset = begin * width;
-    ctx.kernels.swiglu(
-        gate.data() + offset, up.data() + offset, hidden + offset, (end - begin) * width);
-  });
-}
-
 }  // namespace
 
 bool site_reads_residual(int site) {
@@ -78,6 +59,24 @@ void site_input(
   });
 }
 
+void mlp_hidden(
+    const Context& ctx,
+    Workspace& workspace,
+    const BlockWeights& weights,
+    const float* X,
+    std::int64_t rows,
+    float* gate,
+    float* up,
+    float* hidden) {
+  const std::int64_t width = weights.linears[kUpProj].out_features;
+  linear_forward(ctx, workspace, weights.linears[kGateProj], X, rows, gate);
+  linear_forward(ctx, workspace, weights.linears[kUpProj], X, rows, up);
+  ctx.pool.for_chunks(rows, kRowChunk, [&](std::int64_t begin, std::int64_t end, int) {
+    const std::int64_t offset = begin * width;
+    ctx.kernels.swiglu(gate + offset, up + offset, hidden + offset, (end - begin) * width);
+  });
+}
+
 void apply_site(
     const Context& ctx,
     Workspace& workspace,
@@ -95,7 +94,13 @@ void apply_site(
       attention_forward(ctx, workspace, config, block, weights, X, rows, cache, carried);
       return;
     case kAttentionOutput: add_linear(ctx, workspace, weights.linears[kO], X, rows, x); return;
-    case kMlpInput: mlp_hidden(ctx, workspace, weights, X, rows, carried); return;
+    case kMlpInput: {
+      std::vector<float> gate(
+          static_cast<std::size_t>(rows * weights.linears[kGateProj].out_features));
+      std::vector<float> up(gate.size());
+      mlp_hidden(ctx, workspace, weights, X, rows, gate.data(), up.data(), carried);
+      return;
+    }
     default: add_linear(ctx, workspace, weights.linears[kDownProj], X, rows, x); return;
   }
 }

@@ -45,6 +45,18 @@ void apply_site(
     float* x,
     float* carried);
 
+// The MLP's hidden values silu(gate) * up [rows, intermediate] of X [rows, hidden], with the values
+// of gate_proj and up_proj that they were made of.
+void mlp_hidden(
+    const Context& ctx,
+    Workspace& workspace,
+    const BlockWeights& weights,
+    const float* X,
+    std::int64_t rows,
+    float* gate,
+    float* up,
+    float* hidden);
+
 // The whole block: x [rows, hidden] in place, new keys and values appended to `cache`.
 void block_forward(
     const Context& ctx,

@@ -16,6 +16,10 @@ constexpr std::int64_t kLogitBytes = std::int64_t{128} << 20;
 
 }  // namespace
 
+std::int64_t logit_rows_per_chunk(std::int64_t vocab_size) {
+  return std::clamp<std::int64_t>(kLogitBytes / 4 / vocab_size, 16, 1024);
+}
+
 std::vector<float> embed_tokens(
     const KernelTable& kernels, const LinearWeights& embedding, std::span<const std::int32_t> ids) {
   const std::int64_t vocab = embedding.out_features;
@@ -100,10 +104,6 @@ std::vector<float> Decoder::forward(
   }
   final_norm(x);
   return x;
-}
-
-std::int64_t Decoder::rows_per_chunk() const {
-  return std::clamp<std::int64_t>(kLogitBytes / 4 / model_.graph.config.vocab_size, 16, 1024);
 }
 
 void Decoder::for_logits(std::span<const float> hidden, const LogitsFunction& function) {

@@ -15,6 +15,9 @@ struct Sequence {
   [[nodiscard]] std::int64_t tokens() const { return layers.empty() ? 0 : layers.front().tokens; }
 };
 
+// Rows whose logits are held at once.
+[[nodiscard]] std::int64_t logit_rows_per_chunk(std::int64_t vocab_size);
+
 // Runs a loaded model; the forward pass of evaluation and generation.
 class Decoder {
  public:
@@ -38,7 +41,9 @@ class Decoder {
   using LogitsFunction =
       std::function<void(std::int64_t begin, std::int64_t rows, const float* logits)>;
   void for_logits(std::span<const float> hidden, const LogitsFunction& function);
-  [[nodiscard]] std::int64_t rows_per_chunk() const;
+  [[nodiscard]] std::int64_t rows_per_chunk() const {
+    return logit_rows_per_chunk(model_.graph.config.vocab_size);
+  }
 
   [[nodiscard]] const Model& model() const { return model_; }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "nn/linear.h"
 
+#include "base/checked.h"
 #include "kernels/blas.h"
 #include "kernels/kernels.h"
 #include "nn/activation.h"
@@ -14,8 +15,39 @@ namespace {
 // costs 1/256 of the product.
 constexpr std::int64_t kWeightRows = 256;
 constexpr std::int64_t kTokenRows = 1024;
+// Rows of W, which is the inner size of the product, widened at a time for all workers.
+constexpr std::int64_t kStripeRows = 512;
+constexpr std::int64_t kStripeColumns = 256;
 // Up to this many tokens a product is bound by reading the weights: dot products, no widened copy.
 constexpr std::int64_t kFewTokens = 4;
+
+// W as the file holds it, when that is floats already; else null.
+const float* mapped_floats(const LinearWeights& weights) {
+  return !weights.quantized && weights.dense.dtype == DType::kF32
+             ? reinterpret_cast<const float*>(weights.dense.bytes.data())
+             : nullptr;
+}
+
+// Rows [first, first + count) of W as floats, for all workers; valid until the next call.
+const float* weight_stripe(
+    const Context& ctx,
+    Workspace& workspace,
+    const LinearWeights& weights,
+    std::int64_t first,
+    std::int64_t count) {
+  const std::int64_t n = weights.in_features;
+  if (const float* mapped = mapped_floats(weights); mapped != nullptr) {
+    return mapped + first * n;
+  }
+  float* stripe = workspace.shared_floats(count * n);
+  ctx.pool.for_chunks(count, 16, [&](std::int64_t begin, std::int64_t end, int worker) {
+    std::uint8_t* scratch = workspace.worker_bytes(worker, n);
+    for (std::int64_t r = begin; r < end; ++r) {
+      (void)weight_row(ctx.kernels, weights, first + r, scratch, stripe + r * n);
+    }
+  });
+  return stripe;
+}
 
 void few_tokens(
     const Context& ctx,
@@ -96,19 +128,20 @@ void linear_forward(
   }
   const std::int64_t n = weights.in_features;
   const std::int64_t out = weights.out_features;
-  const std::int64_t token_tiles = (rows + kTokenRows - 1) / kTokenRows;
-  const std::int64_t weight_tiles = (out + kWeightRows - 1) / kWeightRows;
+  const std::int64_t token_tiles = ceil_div(rows, kTokenRows);
+  const std::int64_t weight_tiles = ceil_div(out, kWeightRows);
   ctx.pool.for_chunks(
       token_tiles * weight_tiles, 1, [&](std::int64_t tile, std::int64_t, int worker) {
         const std::int64_t o = tile / token_tiles * kWeightRows;
         const std::int64_t t = tile % token_tiles * kTokenRows;
         const std::int64_t tile_out = std::min(kWeightRows, out - o);
         const std::int64_t tile_rows = std::min(kTokenRows, rows - t);
-        float* buffer = workspace.worker_floats(worker, 0, tile_out * n);
-        const float* W = buffer;
-        if (!weights.quantized && weights.dense.dtype == DType::kF32) {
-          W = reinterpret_cast<const float*>(weights.dense.bytes.data()) + o * n;
+        const float* W = mapped_floats(weights);
+        if (W != nullptr) {
+          W += o * n;
         } else {
+          float* buffer = workspace.worker_floats(worker, 0, tile_out * n);
+          W = buffer;
           std::uint8_t* scratch = workspace.worker_bytes(worker, n);
           for (std::int64_t r = 0; r < tile_out; ++r) {
             (void)weight_row(ctx.kernels, weights, o + r, scratch, buffer + r * n);
@@ -125,6 +158,47 @@ void linear_forward(
           }
         }
       });
+}
+
+std::int64_t linear_stripe_floats(std::int64_t in_features) {
+  return kStripeRows * in_features;
+}
+
+void linear_backward_input(
+    const Context& ctx,
+    Workspace& workspace,
+    const LinearWeights& weights,
+    const float* dy,
+    std::int64_t rows,
+    bool accumulate,
+    float* dx) {
+  const std::int64_t n = weights.in_features;
+  const std::int64_t out = weights.out_features;
+  const std::int64_t token_tiles = ceil_div(rows, kTokenRows);
+  const std::int64_t column_tiles = ceil_div(n, kStripeColumns);
+  for (std::int64_t o = 0; o < out; o += kStripeRows) {
+    const std::int64_t stripe = std::min(kStripeRows, out - o);
+    const float* W = weight_stripe(ctx, workspace, weights, o, stripe);
+    const float keep = accumulate || o > 0 ? 1.0F : 0.0F;
+    ctx.pool.for_chunks(token_tiles * column_tiles, 1, [&](std::int64_t tile, std::int64_t, int) {
+      const std::int64_t t = tile % token_tiles * kTokenRows;
+      const std::int64_t c = tile / token_tiles * kStripeColumns;
+      ctx.blas.gemm(
+          false,
+          false,
+          std::min(kTokenRows, rows - t),
+          std::min(kStripeColumns, n - c),
+          stripe,
+          1.0F,
+          dy + t * out + o,
+          out,
+          W + c,
+          n,
+          keep,
+          dx + t * n + c,
+          n);
+    });
+  }
 }
 
 }  // namespace quern

@@ -25,4 +25,19 @@ void linear_forward(
     std::uint8_t* scratch,
     float* buffer);
 
+// The gradient at the input: dx[rows, in] = dy[rows, out] W, or += with `accumulate`. Weights are
+// widened stripe by stripe; rounding of activations counts as the identity (straight-through). Same
+// result for any thread count.
+void linear_backward_input(
+    const Context& ctx,
+    Workspace& workspace,
+    const LinearWeights& weights,
+    const float* dy,
+    std::int64_t rows,
+    bool accumulate,
+    float* dx);
+
+// Floats of workspace that it takes for weights that are not floats.
+[[nodiscard]] std::int64_t linear_stripe_floats(std::int64_t in_features);
+
 }  // namespace quern

@@ -25,6 +25,10 @@ void align_dense(LinearWeights& weights) {
 
 }  // namespace
 
+std::vector<float> load_norm(const Norm& norm, const Checkpoint& checkpoint) {
+  return load_vector(norm.tensor, norm.size, checkpoint);
+}
+
 LinearWeights load_linear_weights(const Linear& linear, const Checkpoint& checkpoint) {
   StoredLinear stored =
       checkpoint.load_linear(linear.module, linear.out_features, linear.in_features);
@@ -51,22 +55,25 @@ BlockWeights load_block_weights(const Block& block, const Checkpoint& checkpoint
   for (const Linear& linear : block.linears) {
     weights.linears.push_back(load_linear_weights(linear, checkpoint));
   }
-  weights.attention_norm =
-      load_vector(block.attention_norm.tensor, block.attention_norm.size, checkpoint);
-  weights.mlp_norm = load_vector(block.mlp_norm.tensor, block.mlp_norm.size, checkpoint);
+  weights.attention_norm = load_norm(block.attention_norm, checkpoint);
+  weights.mlp_norm = load_norm(block.mlp_norm, checkpoint);
   if (block.has_qk_norm) {
-    weights.q_norm = load_vector(block.q_norm.tensor, block.q_norm.size, checkpoint);
-    weights.k_norm = load_vector(block.k_norm.tensor, block.k_norm.size, checkpoint);
+    weights.q_norm = load_norm(block.q_norm, checkpoint);
+    weights.k_norm = load_norm(block.k_norm, checkpoint);
   }
   return weights;
 }
 
+void release_linear_weights(const LinearWeights& weights, const Checkpoint& checkpoint) {
+  // Also of linears that were rounded since: their original is what was mapped.
+  if (!weights.dense.bytes.empty() && weights.aligned_copy == nullptr) {
+    checkpoint.tensors().release(weights.dense);
+  }
+}
+
 void release_block_weights(const BlockWeights& weights, const Checkpoint& checkpoint) {
   for (const LinearWeights& linear : weights.linears) {
-    // Also of linears that were rounded since: their original is what was mapped.
-    if (!linear.dense.bytes.empty() && linear.aligned_copy == nullptr) {
-      checkpoint.tensors().release(linear.dense);
-    }
+    release_linear_weights(linear, checkpoint);
   }
 }
 
@@ -79,8 +86,7 @@ Model load_model(std::unique_ptr<Checkpoint> checkpoint) {
   for (const Block& block : model.graph.blocks) {
     model.blocks.push_back(load_block_weights(block, *checkpoint));
   }
-  model.final_norm =
-      load_vector(model.graph.final_norm.tensor, model.graph.final_norm.size, *checkpoint);
+  model.final_norm = load_norm(model.graph.final_norm, *checkpoint);
   if (model.graph.head_tied) {
     model.head = model.embedding;
   } else {

@@ -34,7 +34,10 @@ struct BlockWeights {
 [[nodiscard]] LinearWeights load_linear_weights(const Linear& linear, const Checkpoint& checkpoint);
 [[nodiscard]] BlockWeights load_block_weights(const Block& block, const Checkpoint& checkpoint);
 
-// Gives the mapped pages of a block's dense weights back to the system.
+[[nodiscard]] std::vector<float> load_norm(const Norm& norm, const Checkpoint& checkpoint);
+
+// Gives the mapped pages of dense weights back to the system.
+void release_linear_weights(const LinearWeights& weights, const Checkpoint& checkpoint);
 void release_block_weights(const BlockWeights& weights, const Checkpoint& checkpoint);
 
 // A model opened for running: graph, checkpoint and every weight (dense ones mapped).

@@ -26,6 +26,9 @@ class Workspace {
     return grown(workers_[static_cast<std::size_t>(worker)].bytes, count);
   }
 
+  // At least `count` floats that all workers see: for the thread that hands out chunks.
+  float* shared_floats(std::int64_t count) { return grown(shared_, count); }
+
  private:
   struct Worker {
     std::vector<std::vector<float>> floats;
@@ -40,6 +43,7 @@ class Workspace {
   }
 
   std::vector<Worker> workers_;
+  std::vector<float> shared_;
 };
 
 }  // namespace quern
