@@ -132,7 +132,7 @@ std::uint64_t LinearGradientAccumulator::memory(
   const std::uint64_t matrices = (parts.weight ? 1U : 0U) + (parts.fisher ? 1U : 0U);
   return (2 * out + in) * sizeof(double) + matrices * out * in * sizeof(float) +
          static_cast<std::uint64_t>(parts.guided_groups) *
-             SiteAccumulator::memory(in_features, with_holdout);
+             SiteAccumulator::memory(in_features, with_holdout, false);
 }
 
 void LinearGradientAccumulator::add(
@@ -172,7 +172,7 @@ void LinearGradientAccumulator::add_guided(
         });
       }
     });
-    guided_[static_cast<std::size_t>(k)].add(ctx, scaled.data(), rows, holdout);
+    guided_[static_cast<std::size_t>(k)].add(ctx, scaled.data(), nullptr, rows, holdout);
   }
 }
 

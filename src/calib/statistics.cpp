@@ -38,6 +38,12 @@ SiteAccumulator::SiteAccumulator(std::int64_t width) {
   stats_.abs_max.assign(static_cast<std::size_t>(width), 0.0F);
 }
 
+std::uint64_t SiteAccumulator::memory(std::int64_t width, bool with_holdout, bool with_reference) {
+  const auto cells = static_cast<std::uint64_t>(width) * static_cast<std::uint64_t>(width);
+  const std::uint64_t one = cells * (with_holdout ? 8 + 8 + 4 : 8 + 4);
+  return with_reference ? 2 * one : one;
+}
+
 std::int64_t SiteAccumulator::drop_non_finite(
     const Context& ctx, float* X, float* reference, std::int64_t rows) {
   const std::int64_t width = stats_.width;

@@ -25,6 +25,10 @@ class SiteAccumulator {
   // The means; the accumulator is empty afterwards.
   [[nodiscard]] SiteStats finish(const Context& ctx);
 
+  // Bytes that one accumulator of this width holds at its peak.
+  [[nodiscard]] static std::uint64_t memory(
+      std::int64_t width, bool with_holdout, bool with_reference);
+
  private:
   std::int64_t drop_non_finite(const Context& ctx, float* X, float* reference, std::int64_t rows);
   void add_products(const Context& ctx, const float* X, std::int64_t rows);
