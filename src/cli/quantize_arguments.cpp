@@ -52,6 +52,44 @@ std::pair<std::filesystem::path, double> parse_calibration(const std::string& te
   return {text, 1.0};
 }
 
+// 16, 8, 6, 4, mixed or mixed:COUNT.
+void parse_embedding_bits(const std::string& text, bool force, TableChoice& tables) {
+  constexpr std::int64_t kFrequentTokens = 20'000;
+  constexpr std::string_view kMixed = "mixed";
+  const auto refuse = [&](const std::string& expected) {
+    throw UsageError(
+        "not a choice for the embedding",
+        "--embedding-bits " + text,
+        expected,
+        "--embedding-bits 8");
+  };
+  const auto number = [&](std::string_view digits) {
+    std::int64_t value = 0;
+    const auto [end, code] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
+    if (code != std::errc() || end != digits.data() + digits.size() || value < 1) {
+      refuse("expected 16, 8, 6, 4, mixed or mixed:COUNT");
+    }
+    return value;
+  };
+  if (text.starts_with(kMixed)) {
+    const std::string_view rest = std::string_view(text).substr(kMixed.size());
+    if (!rest.empty() && rest.front() != ':') {
+      refuse("expected mixed or mixed:COUNT");
+    }
+    tables.hot_rows = rest.empty() ? kFrequentTokens : number(rest.substr(1));
+    tables.embedding_bits = 4;
+    return;
+  }
+  const std::int64_t bits = number(text);
+  if (bits != 16 && (bits > 8 || bits < 2)) {
+    refuse("expected 16, or 2 to 8");
+  }
+  if (bits < 4 && !force) {
+    refuse("below 4 bits rare tokens lose their meaning; --force does it all the same");
+  }
+  tables.embedding_bits = static_cast<int>(bits);
+}
+
 ColumnOrder parse_order(const std::string& text) {
   if (text == "natural") {
     return ColumnOrder::kNatural;
@@ -68,6 +106,14 @@ void add_quantize_options(CLI::App& app, QuantizeArguments& a) {
   app.add_option("--bits", a.bits, "2 to 8 (default: 4)")->group("What");
   app.add_option(
          "--group-size", a.group_size, "columns that share a scale, or channel (default: 128)")
+      ->group("What");
+  app.add_option(
+         "--embedding-bits",
+         a.embedding_bits,
+         "16, 8, 6, 4, or mixed[:COUNT]: COUNT frequent tokens at 8, the others at 4, tied at 6 "
+         "(default: 16)")
+      ->group("What");
+  app.add_option("--head-bits", a.head_bits, "16 or 2 to 8, of a head of its own (default: 16)")
       ->group("What");
   auto* symmetric =
       app.add_flag("--symmetric", a.symmetric, "zero point in the middle (the default)")
@@ -139,6 +185,15 @@ QuantizeOptions quantize_options(const Session& session, const QuantizeArguments
     throw UsageError(
         "not a width", fmt::format("--bits {}", a.bits), "expected 2 to 8", "--bits 4");
   }
+  parse_embedding_bits(a.embedding_bits, a.force, options.tables);
+  if (a.head_bits != 16 && (a.head_bits < 2 || a.head_bits > 8)) {
+    throw UsageError(
+        "not a width for the head",
+        fmt::format("--head-bits {}", a.head_bits),
+        "expected 16, or 2 to 8",
+        "--head-bits 8");
+  }
+  options.tables.head_bits = a.head_bits;
   options.format = a.format;
   if (!a.order.empty()) {
     options.method_options.order = parse_order(a.order);

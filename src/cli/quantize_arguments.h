@@ -16,6 +16,8 @@ struct QuantizeArguments {
   std::string method = "gptq";
   int bits = 4;
   std::string group_size = "128";
+  std::string embedding_bits = "16";
+  int head_bits = 16;
   bool symmetric = false;
   bool asymmetric = false;
   std::string order;

@@ -87,8 +87,11 @@ Json output_config(const PreparedRun& run, const Json& meta) {
   std::vector<OutputModule> modules;
   const QuantScheme* common = nullptr;
   for (const PlannedLinear& linear : run.plan.linears) {
+    if (linear.is_table() && linear.keep()) {
+      continue;  // formats do not count an unquantized table as an exception
+    }
     modules.push_back({linear.name, linear.keep() ? std::nullopt : std::optional(linear.scheme)});
-    if (!linear.keep() && common == nullptr) {
+    if (!linear.keep() && !linear.is_table() && common == nullptr) {
       common = &linear.scheme;
     }
   }
@@ -97,15 +100,15 @@ Json output_config(const PreparedRun& run, const Json& meta) {
 
 void write_output(
     const PreparedRun& run,
-    const BlockSource& blocks,
+    const PartSource& parts,
     const Json& meta,
     const std::filesystem::path& directory) {
   SafetensorsWriter writer(directory, run.layout);
   const auto replaced = replaced_tensors(run.plan);
   const TensorStore& store = run.source->tensors();
   std::set<std::string> changed;
-  for (const Block& block : run.graph.blocks) {
-    const QuantizedBlock done = blocks(block);
+  for (const std::string& part : all_parts(run.graph)) {
+    const QuantizedBlock done = parts(part);
     for (const ReplacedTensor& tensor : done.tensors) {
       writer.write(tensor.name, tensor.bytes);
       changed.insert(tensor.name);
@@ -137,15 +140,16 @@ void write_output(
 Census verify_output(
     const Context& ctx,
     const PreparedRun& run,
-    const BlockSource& blocks,
+    const PartSource& parts,
     const std::filesystem::path& directory) {
   const auto written = open_checkpoint(directory);
   const auto replaced = replaced_tensors(run.plan);
   Census census;
   const TensorStore& store = run.source->tensors();
   std::map<std::string, std::vector<std::byte>> changed;
-  for (const Block& block : run.graph.blocks) {
-    for (ReplacedTensor& tensor : blocks(block).tensors) {
+  for (const std::string& part : all_parts(run.graph)) {
+    QuantizedBlock done = parts(part);
+    for (ReplacedTensor& tensor : done.tensors) {
       changed.emplace(tensor.name, std::move(tensor.bytes));
     }
   }
@@ -172,8 +176,9 @@ Census verify_output(
         fmt::format("expected {} tensors, found {}", run.declarations.size(), census.out));
   }
   std::size_t seen = 0;
-  for (const Block& block : run.graph.blocks) {
-    for (const QuantizedLinear& linear : blocks(block).linears) {
+  for (const std::string& part : all_parts(run.graph)) {
+    const QuantizedBlock done = parts(part);
+    for (const QuantizedLinear& linear : done.linears) {
       ++seen;
       const PlannedLinear& plan = *linear.plan;
       const StoredLinear stored =

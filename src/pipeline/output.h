@@ -31,13 +31,13 @@ struct Census {
   std::vector<CensusEntry> skipped;  // of the source, neither copied nor quantized: always empty
 };
 
-// All blocks one after the other, as they were rounded.
-using BlockSource = std::function<QuantizedBlock(const Block& block)>;
+// Any of all_parts(), as it was rounded.
+using PartSource = std::function<QuantizedBlock(const std::string& part)>;
 
 // Writes weights, config.json and quantize_config.json into `directory`.
 void write_output(
     const PreparedRun& run,
-    const BlockSource& blocks,
+    const PartSource& parts,
     const Json& meta,
     const std::filesystem::path& directory);
 
@@ -46,7 +46,7 @@ void write_output(
 [[nodiscard]] Census verify_output(
     const Context& ctx,
     const PreparedRun& run,
-    const BlockSource& blocks,
+    const PartSource& parts,
     const std::filesystem::path& directory);
 
 }  // namespace quern

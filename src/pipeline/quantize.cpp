@@ -16,6 +16,7 @@
 #include "pipeline/run_paths.h"
 #include "pipeline/run_state.h"
 #include "pipeline/source_card.h"
+#include "pipeline/tables.h"
 #include "quern/version.h"
 #include "report/report.h"
 
@@ -73,6 +74,9 @@ void keep_odd_shapes(
   format.check(scheme, kFitsAnything, kFitsAnything, "every linear");
   std::int64_t kept = 0;
   for (PlannedLinear& linear : plan.linears) {
+    if (linear.keep() || linear.is_table()) {
+      continue;  // a table was asked for by itself: what cannot be held is refused below
+    }
     try {
       format.check(linear.scheme, linear.out_features, linear.in_features, linear.name);
     } catch (const UnsupportedError& error) {
@@ -85,7 +89,10 @@ void keep_odd_shapes(
     ctx.log.warning(fmt::format(
         "{} of {} linears stay in 16 bits: {} cannot hold their sizes (quern plan lists them)",
         kept,
-        plan.linears.size(),
+        std::count_if(
+            plan.linears.begin(),
+            plan.linears.end(),
+            [](const PlannedLinear& linear) { return !linear.is_table(); }),
         format.name));
   }
 }
@@ -132,6 +139,9 @@ Json options_json(const QuantizeOptions& options) {
       {"restarts", method.restarts},
       {"mismatch_target", method.mismatch_target},
       {"transform", options.transform.empty() ? "none" : options.transform},
+      {"embedding_bits", options.tables.embedding_bits},
+      {"hot_rows", options.tables.hot_rows},
+      {"head_bits", options.tables.head_bits},
       {"format", options.format},
       {"shard_bytes", options.shard_bytes}};
 }
@@ -260,6 +270,7 @@ CalibrationState initial_state(
     const PreparedRun& run,
     const CalibrationSet& calibration,
     bool two_streams,
+    const std::shared_ptr<const QuantizedMatrix>& rounded_embedding,
     const fs::path& spill) {
   std::vector<std::int64_t> rows;
   for (const auto& sequence : calibration.sequences) {
@@ -271,7 +282,9 @@ CalibrationState initial_state(
   if (two_streams) {
     state.reference.emplace(config.hidden_size, rows, where);
   }
-  const LinearWeights embedding = load_linear_weights(run.graph.embedding, *run.source);
+  LinearWeights embedding = load_linear_weights(run.graph.embedding, *run.source);
+  const LinearWeights original = embedding;
+  embedding.quantized = rounded_embedding;
   const std::int64_t count = state.x.count();
   std::vector<std::int64_t> held;
   for (std::int64_t i = 0; i < count; ++i) {
@@ -279,7 +292,9 @@ CalibrationState initial_state(
         embed_tokens(ctx.kernels, embedding, calibration.sequences[static_cast<std::size_t>(i)]);
     state.x.write(i, x.data());
     if (state.reference) {
-      state.reference->write(i, x.data());
+      const std::vector<float> exact =
+          embed_tokens(ctx.kernels, original, calibration.sequences[static_cast<std::size_t>(i)]);
+      state.reference->write(i, exact.data());
     }
     (is_holdout(i, count) ? held : state.order).push_back(i);
   }
@@ -289,7 +304,12 @@ CalibrationState initial_state(
   return state;
 }
 
-// Rounds (or takes from the work directory) every block; what each linear became stays on disk.
+bool rounds_head(const PreparedRun& run) {
+  const PlannedLinear* head = run.plan.find(run.graph.head.module);
+  return !run.graph.head_tied && head != nullptr && !head->keep();
+}
+
+// Rounds (or takes from the work directory) every part; what each linear became stays on disk.
 PartTimes quantize_blocks(
     const Context& ctx,
     const PreparedRun& run,
@@ -304,29 +324,43 @@ PartTimes quantize_blocks(
       method_options,
       run.estimate.spill_carried ? state.directory() : fs::path());
   Progress progress(ctx.log, run.estimate.work);
+  const auto embedding = state.load(kEmbeddingPart, run.plan);
+  const QuantizedBlock table =
+      embedding ? *embedding : quantize_embedding(ctx, run, calibration, method_options);
+  if (!embedding) {
+    state.save(kEmbeddingPart, table);
+  }
   std::optional<CalibrationState> activations;
   if (run.needs_calibration) {
-    activations.emplace(
-        initial_state(ctx, run, calibration, method_options.mismatch_target, state.directory()));
+    activations.emplace(initial_state(
+        ctx,
+        run,
+        calibration,
+        method_options.mismatch_target,
+        table.linears.empty() ? nullptr : table.linears.front().matrix,
+        state.directory()));
   }
   // Blocks done before are run through again, and only as far as one is left to do.
   std::size_t left = run.graph.blocks.size();
   std::vector<bool> saved;
   for (const Block& block : run.graph.blocks) {
-    saved.push_back(state.load_block(block, run.plan).has_value());
+    saved.push_back(state.load(block_part(block), run.plan).has_value());
   }
   for (std::size_t i = 0; i < run.graph.blocks.size(); ++i) {
     left = saved[i] ? left : i + 1;
   }
+  const bool head_left = !state.load(kHeadPart, run.plan).has_value();
   if (std::all_of(saved.begin(), saved.end(), [](bool done) { return done; })) {
-    left = 0;
+    left = head_left && rounds_head(run) ? run.graph.blocks.size() : 0;
+  } else if (rounds_head(run)) {
+    left = run.graph.blocks.size();
   }
   for (std::size_t i = 0; i < left; ++i) {
     const Block& block = run.graph.blocks[i];
     BlockWeights weights = load_block_weights(block, *run.source);
     if (saved[i]) {
       const BlockWeights original = weights;
-      install(block, *state.load_block(block, run.plan), weights);
+      install(block, *state.load(block_part(block), run.plan), weights);
       if (activations) {
         quantizer.advance(block, original, weights, *activations, progress);
       }
@@ -334,7 +368,7 @@ PartTimes quantize_blocks(
       const QuantizedBlock done = activations
                                       ? quantizer.run(block, weights, *activations, progress)
                                       : quantizer.run_data_free(block, weights, progress);
-      state.save_block(block, done);
+      state.save(block_part(block), done);
       const std::vector<QuantizedLinear>& linears = done.linears;
       for (const QuantizedLinear& linear : linears) {
         if (linear.report.fallback) {
@@ -359,6 +393,10 @@ PartTimes quantize_blocks(
           "layer {}/{}  mean relative error {:.3e}", i + 1, run.graph.blocks.size(), mean));
     }
     release_block_weights(weights, *run.source);
+  }
+  if (head_left) {
+    state.save(
+        kHeadPart, quantize_head(ctx, run, activations ? &*activations : nullptr, method_options));
   }
   progress.finish();
   return quantizer.times();
@@ -463,7 +501,7 @@ PreparedRun prepare_quantize(const Context& ctx, const QuantizeOptions& options)
   run.graph = build_graph(run.source->config(), (run.source->directory() / "config.json").string());
   check_tensors(run.graph, *run.source);
   run.plan = options.plan_file.empty()
-                 ? uniform_plan(run.graph, options.method, options.scheme)
+                 ? uniform_plan(run.graph, options.method, options.scheme, options.tables)
                  : read_plan(read_json(options.plan_file), options.plan_file.string(), run.graph);
   if (options.plan_file.empty()) {
     run.plan.transform = options.transform;
@@ -635,31 +673,31 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
   }
   const PartTimes times = quantize_blocks(ctx, run, method_options, calibration, state);
 
-  const BlockSource blocks = [&](const Block& block) {
-    auto linears = state.load_block(block, run.plan);
-    if (!linears) {
+  const PartSource parts = [&](const std::string& part) {
+    auto done = state.load(part, run.plan);
+    if (!done) {
       throw Error(
           ErrorKind::kFailed,
-          "a finished block cannot be read back",
+          "a finished part cannot be read back",
           state.directory().string(),
-          fmt::format("block {}", block.index),
+          part,
           "check the disk and run the same command again");
     }
-    return std::move(*linears);
+    return std::move(*done);
   };
   const fs::path& staging = paths.staging;
   const Json meta = {
       {"options", options_json(options)},
       {"seed", ctx.seed},
       {"calibration_sha256", calibration.sha256}};
-  write_output(run, blocks, meta, staging);
+  write_output(run, parts, meta, staging);
   const SideFiles side_files = copy_side_files(run.source->directory(), staging);
-  const Census census = verify_output(ctx, run, blocks, staging);
+  const Census census = verify_output(ctx, run, parts, staging);
 
   Json linears = Json::array();
   Json transforms = Json::array();
-  for (const Block& block : run.graph.blocks) {
-    const QuantizedBlock done = blocks(block);
+  for (const std::string& part : all_parts(run.graph)) {
+    const QuantizedBlock done = parts(part);
     for (const QuantizedLinear& linear : done.linears) {
       linears.push_back(report_json(linear));
     }

@@ -31,6 +31,7 @@ struct QuantizeOptions {
   std::filesystem::path output;
   std::string method = "gptq";
   QuantScheme scheme;
+  TableChoice tables;
   std::string transform;  // of quant/scaling.h; empty: none
   MethodOptions method_options;
   std::string format = "gptq";

@@ -18,6 +18,7 @@ constexpr const char* kReportKey = "quern.block";
 constexpr const char* kStateName = "state.json";
 constexpr const char* kPartialStateName = ".state.json.partial";
 constexpr const char* kLayersName = "layers";
+constexpr const char* kPartExtension = ".safetensors";
 
 // The directory is emptied at the end: it must not be one that people keep other things in.
 void refuse_strangers(const std::filesystem::path& directory) {
@@ -138,19 +139,34 @@ bool RunState::is_started(const std::filesystem::path& directory) {
   return std::filesystem::exists(directory / kStateName);
 }
 
-std::filesystem::path RunState::block_path(const Block& block) const {
-  return directory_ / kLayersName / fmt::format("{:04}.safetensors", block.index);
+std::string block_part(const Block& block) {
+  return fmt::format("{:04}", block.index);
+}
+
+std::vector<std::string> all_parts(const ModelGraph& graph) {
+  std::vector<std::string> parts = {kEmbeddingPart};
+  for (const Block& block : graph.blocks) {
+    parts.push_back(block_part(block));
+  }
+  parts.emplace_back(kHeadPart);
+  return parts;
+}
+
+std::filesystem::path RunState::part_path(const std::string& part) const {
+  return directory_ / kLayersName / (part + kPartExtension);
 }
 
 int RunState::blocks_saved() const {
   int count = 0;
   for (const auto& entry : std::filesystem::directory_iterator(directory_ / kLayersName)) {
-    count += entry.path().extension() == ".safetensors" ? 1 : 0;
+    const std::string stem = entry.path().stem().string();
+    const bool is_block = stem != kEmbeddingPart && stem != kHeadPart;
+    count += is_block && entry.path().extension() == kPartExtension ? 1 : 0;
   }
   return count;
 }
 
-void RunState::save_block(const Block& block, const QuantizedBlock& done) const {
+void RunState::save(const std::string& part_name, const QuantizedBlock& done) const {
   std::vector<TensorDeclaration> declarations;
   std::vector<MatrixPart> parts;
   Json reports = Json::array();
@@ -179,7 +195,7 @@ void RunState::save_block(const Block& block, const QuantizedBlock& done) const 
   options.max_file_bytes = UINT64_MAX;
   options.metadata = {{kReportKey, document.dump()}};
   const SafetensorsLayout layout = plan_safetensors(declarations, options);
-  AtomicFile file(block_path(block));
+  AtomicFile file(part_path(part_name));
   file.write(layout.files.front().header);
   for (const MatrixPart& part : parts) {
     file.write_at(layout.slots.at(part.name).offset, part.bytes);
@@ -187,9 +203,9 @@ void RunState::save_block(const Block& block, const QuantizedBlock& done) const 
   file.commit();
 }
 
-std::optional<QuantizedBlock> RunState::load_block(
-    const Block& block, const QuantPlan& plan) const {
-  const std::filesystem::path path = block_path(block);
+std::optional<QuantizedBlock> RunState::load(
+    const std::string& part_name, const QuantPlan& plan) const {
+  const std::filesystem::path path = part_path(part_name);
   if (!std::filesystem::exists(path)) {
     return std::nullopt;
   }

@@ -11,11 +11,17 @@
 
 namespace quern {
 
+// The parts that a model is rounded in: the embedding, the blocks, the head.
+inline constexpr const char* kEmbeddingPart = "embedding";
+inline constexpr const char* kHeadPart = "head";
+[[nodiscard]] std::string block_part(const Block& block);
+[[nodiscard]] std::vector<std::string> all_parts(const ModelGraph& graph);
+
 // The work directory of a run: what a killed run needs to go on and end in the same bytes.
 //
 //   state.json               the fingerprint: everything that decides the result
-//   layers/NNN.safetensors   the rounded linears of block NNN and their reports; appears by rename
-//                            when the block is done
+//   layers/PART.safetensors  the rounded linears of a part and their reports; appears by rename
+//                            when it is done
 class RunState {
  public:
   // Opens or makes `directory`. With `resume` an earlier state of the same fingerprint is kept;
@@ -23,10 +29,11 @@ class RunState {
   // A directory that holds anything else is refused. Locked until the end of the run.
   RunState(std::filesystem::path directory, const Json& fingerprint, bool resume);
 
-  // The saved block, or nothing. A file that is broken or does not fit the plan counts as nothing.
-  [[nodiscard]] std::optional<QuantizedBlock> load_block(
-      const Block& block, const QuantPlan& plan) const;
-  void save_block(const Block& block, const QuantizedBlock& done) const;
+  // A saved part (block_part, kEmbeddingPart, kHeadPart), or nothing. A file that is broken or does
+  // not fit the plan counts as nothing.
+  [[nodiscard]] std::optional<QuantizedBlock> load(
+      const std::string& part, const QuantPlan& plan) const;
+  void save(const std::string& part, const QuantizedBlock& done) const;
 
   [[nodiscard]] const std::filesystem::path& directory() const noexcept { return directory_; }
   [[nodiscard]] int blocks_saved() const;
@@ -36,7 +43,7 @@ class RunState {
   void remove() const;
 
  private:
-  [[nodiscard]] std::filesystem::path block_path(const Block& block) const;
+  [[nodiscard]] std::filesystem::path part_path(const std::string& part) const;
 
   std::filesystem::path directory_;
   DirectoryLock lock_;

@@ -5,19 +5,54 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <map>
 #include <utility>
 
 namespace quern {
 namespace {
 
-PlannedLinear planned(const Block& block, const Linear& linear) {
+constexpr int kLeastTiedBits = 6;  // every row is also an output: its error is in each softmax
+
+PlannedLinear planned(const Linear& linear, std::int64_t layer) {
   PlannedLinear entry;
   entry.name = linear.module;
-  entry.layer = block.index;
+  entry.layer = static_cast<int>(layer);
   entry.role = linear.role;
   entry.out_features = linear.out_features;
   entry.in_features = linear.in_features;
+  return entry;
+}
+
+// A table is symmetric, which is what engines with quantized embeddings take.
+QuantScheme table_scheme(const QuantScheme& scheme, int bits, const Linear& table) {
+  QuantScheme own = scheme;
+  own.bits = bits;
+  own.symmetric = true;
+  own.group_size =
+      scheme.group_size != 0 && table.in_features % scheme.group_size == 0 ? scheme.group_size : 0;
+  return own;
+}
+
+PlannedLinear planned_embedding(
+    const ModelGraph& graph, const QuantScheme& scheme, const TableChoice& tables) {
+  PlannedLinear entry = planned(graph.embedding, -1);
+  int bits = tables.embedding_bits;
+  entry.reason = "asked for";
+  if (graph.head_tied && bits < 16) {
+    const int stricter = std::max({bits, std::min(tables.head_bits, 8), kLeastTiedBits});
+    if (stricter > bits) {
+      entry.reason =
+          fmt::format("tied: the head needs {} bits, the embedding alone {}", stricter, bits);
+    }
+    bits = stricter;
+  }
+  entry.method = bits < 16 ? "rtn" : "keep";
+  entry.scheme = table_scheme(scheme, bits, graph.embedding);
+  entry.hot_rows = bits < 8 ? tables.hot_rows : 0;
+  if (bits >= 16) {
+    entry.reason = graph.head_tied ? "embedding, tied with the head" : "embedding";
+  }
   return entry;
 }
 
@@ -33,6 +68,7 @@ void read_entry(const JsonReader& reader, PlannedLinear& entry) {
     entry.scheme.group_size = 0;
   }
   entry.scheme.symmetric = reader.get_bool_or("symmetric", true);
+  entry.hot_rows = reader.get_int_in_or("hot_rows", 0, entry.out_features, 0);
 }
 
 }  // namespace
@@ -47,16 +83,27 @@ const PlannedLinear* QuantPlan::find(const std::string& name) const {
 }
 
 QuantPlan uniform_plan(
-    const ModelGraph& graph, const std::string& method, const QuantScheme& scheme) {
+    const ModelGraph& graph,
+    const std::string& method,
+    const QuantScheme& scheme,
+    const TableChoice& tables) {
   QuantPlan plan;
+  plan.linears.push_back(planned_embedding(graph, scheme, tables));
   for (const Block& block : graph.blocks) {
     for (const Linear& linear : block.linears) {
-      PlannedLinear entry = planned(block, linear);
+      PlannedLinear entry = planned(linear, block.index);
       entry.method = method;
       entry.scheme = scheme;
       entry.reason = "uniform";
       plan.linears.push_back(std::move(entry));
     }
+  }
+  if (!graph.head_tied) {
+    PlannedLinear entry = planned(graph.head, graph.config.layers);
+    entry.method = tables.head_bits < 16 ? method : "keep";
+    entry.scheme = table_scheme(scheme, tables.head_bits, graph.head);
+    entry.reason = tables.head_bits < 16 ? "asked for" : "head: every logit depends on it";
+    plan.linears.push_back(std::move(entry));
   }
   return plan;
 }
@@ -76,21 +123,32 @@ QuantPlan read_plan(const Json& document, const std::string& where, const ModelG
   }
   QuantPlan plan;
   plan.transform = reader.get_string_or("transform", "");
+  const auto take = [&](const Linear& linear, std::int64_t layer, bool required) {
+    PlannedLinear entry = planned(linear, layer);
+    const auto found = entries.find(linear.module);
+    if (found != entries.end()) {
+      read_entry(JsonReader(*found->second, where + ": " + linear.module), entry);
+      entries.erase(found);
+    } else if (required) {
+      throw ParseError(
+          "the plan lacks a linear",
+          where,
+          linear.module + " is in the model",
+          "make the plan again with quern plan");
+    } else {
+      entry.method = "keep";
+      entry.reason = "not in the plan";
+    }
+    plan.linears.push_back(std::move(entry));
+  };
+  take(graph.embedding, -1, false);
   for (const Block& block : graph.blocks) {
     for (const Linear& linear : block.linears) {
-      const auto found = entries.find(linear.module);
-      if (found == entries.end()) {
-        throw ParseError(
-            "the plan lacks a linear",
-            where,
-            linear.module + " is in the model",
-            "make the plan again with quern plan");
-      }
-      PlannedLinear entry = planned(block, linear);
-      read_entry(JsonReader(*found->second, where + ": " + linear.module), entry);
-      plan.linears.push_back(std::move(entry));
-      entries.erase(found);
+      take(linear, block.index, true);
     }
+  }
+  if (!graph.head_tied) {
+    take(graph.head, graph.config.layers, false);
   }
   if (!entries.empty()) {
     throw ParseError(
@@ -114,6 +172,9 @@ Json plan_linears_json(const QuantPlan& plan) {
       row["bits"] = linear.scheme.bits;
       row["group_size"] = linear.scheme.group_size == 0 ? -1 : linear.scheme.group_size;
       row["symmetric"] = linear.scheme.symmetric;
+    }
+    if (linear.hot_rows > 0) {
+      row["hot_rows"] = linear.hot_rows;
     }
     row["sensitivity"] = nullptr;
     row["reason"] = linear.reason;

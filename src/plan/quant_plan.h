@@ -19,8 +19,12 @@ struct PlannedLinear {
   std::int64_t in_features = 0;
   std::string method;  // "gptq", "rtn", or "keep" to leave it in 16 bits
   QuantScheme scheme;
+  // Of an embedding: this many rows (and special and single-byte tokens) at 8 bits, the others as
+  // the scheme says; 0: all alike.
+  std::int64_t hot_rows = 0;
   std::string reason;  // why, for people
 
+  [[nodiscard]] bool is_table() const { return role == Role::kEmbedding || role == Role::kHead; }
   [[nodiscard]] bool keep() const { return method == "keep"; }
 };
 
@@ -33,9 +37,20 @@ struct QuantPlan {
   [[nodiscard]] const PlannedLinear* find(const std::string& name) const;
 };
 
-// Every linear of every block alike; embeddings and head stay as they are.
+// What becomes of the tables over the vocabulary. 16 bits: they stay as they are.
+struct TableChoice {
+  int embedding_bits = 16;
+  std::int64_t hot_rows = 0;  // of the embedding, see PlannedLinear
+  int head_bits = 16;
+};
+
+// Every linear of every block alike. A table that embedding and head share has the bits of the
+// stricter of the two, and 6 at least.
 [[nodiscard]] QuantPlan uniform_plan(
-    const ModelGraph& graph, const std::string& method, const QuantScheme& scheme);
+    const ModelGraph& graph,
+    const std::string& method,
+    const QuantScheme& scheme,
+    const TableChoice& tables);
 
 // The `linears` of a plan document; throws ParseError, naming the entry, for values out of range,
 // for names that the graph does not have or that stand twice, and for linears of the graph that are

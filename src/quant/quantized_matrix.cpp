@@ -2,6 +2,7 @@
 #include "quant/quantized_matrix.h"
 
 #include "base/error.h"
+#include "quant/mixed_rows.h"
 #include "quant/packed_linear.h"
 
 #include <fmt/format.h>
@@ -24,6 +25,7 @@ struct MatrixKind {
 // One line a kind.
 constexpr std::array kKinds = {
     MatrixKind{PackedLinear::kKind, PackedLinear::restore},
+    MatrixKind{MixedRows::kKind, MixedRows::restore},
 };
 
 }  // namespace
