@@ -22,7 +22,9 @@ struct OutputModule {
   std::int64_t out_features = 0;
   std::int64_t in_features = 0;
   std::optional<QuantScheme> scheme;  // none: it keeps its floats
+  std::string_view kind = "packed";  // of the matrix, as QuantizedMatrix::kind()
   DType scale_dtype = DType::kF16;
+  bool has_group_index = false;  // act-order files of other tools
   ActivationScheme activation;  // a static scale may be unknown until `pack`
   bool is_embedding = false;  // rows are looked up
   bool is_head = false;  // gives the logits; with is_embedding, one table tied to both ends
