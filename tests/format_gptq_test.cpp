@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "base/error.h"
-#include "base/half.h"
 #include "format/gptq.h"
 #include "format/safetensors.h"
+#include "format_fixture.h"
 #include "golden.h"
 
 #include <gtest/gtest.h>
@@ -10,7 +10,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <random>
 #include <string>
 #include <vector>
 
@@ -140,21 +139,11 @@ std::string test_name(const ::testing::TestParamInfo<Golden>& info) {
 
 INSTANTIATE_TEST_SUITE_P(Files, GptqGolden, ::testing::ValuesIn(read_index()), test_name);
 
+// v1 holds no zero point of 0.
 PackedLinear random_linear(const QuantScheme& scheme, std::int64_t out, std::int64_t in) {
-  std::mt19937 random(7);  // fixed: the bytes of a failure must be found again
-  PackedLinear packed = PackedLinear::make(scheme, out, in);
-  std::vector<std::uint8_t> row(static_cast<std::size_t>(in));
-  const auto mask = static_cast<unsigned>(scheme.max_code());
-  for (std::int64_t o = 0; o < out; ++o) {
-    std::generate(
-        row.begin(), row.end(), [&] { return static_cast<std::uint8_t>(random() & mask); });
-    packed.set_row_codes(o, row);
-  }
-  for (float& scale : packed.scales) {
-    scale = f16_to_float(float_to_f16(0.001F + static_cast<float>(random() % 1000U) * 1e-4F));
-  }
+  PackedLinear packed = testing::random_linear(scheme, out, in);
   for (std::uint8_t& zero : packed.zeros) {
-    zero = static_cast<std::uint8_t>(1U + random() % mask);
+    zero = std::max<std::uint8_t>(1, zero);
   }
   return packed;
 }

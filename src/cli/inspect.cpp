@@ -4,6 +4,7 @@
 #include "format/checkpoint.h"
 #include "model/graph.h"
 #include "nn/weights.h"
+#include "pipeline/manifest.h"
 
 #include <fmt/format.h>
 
@@ -87,19 +88,10 @@ int run_inspect(Session& session, const std::string& model_text) {
       build_graph(checkpoint->config(), (checkpoint->directory() / "config.json").string());
   check_tensors(graph, *checkpoint);
   const ModelConfig& config = graph.config;
-  std::uint64_t bytes = 0;
-  for (const auto& [name, view] : checkpoint->tensors().tensors()) {
-    bytes += view.bytes.size();
-  }
-  std::int64_t parameters = graph.linear_parameters() +
-                            config.vocab_size * config.hidden_size * (graph.head_tied ? 1 : 2);
+  const std::uint64_t bytes = tensor_bytes(*checkpoint);
+  const std::int64_t parameters = parameters_of(graph);
   Json layers = Json::array();
   for (const Block& block : graph.blocks) {
-    parameters +=
-        block.attention_norm.size + block.mlp_norm.size + block.q_norm.size + block.k_norm.size;
-    for (const Linear& linear : block.linears) {
-      parameters += linear.has_bias ? linear.out_features : 0;
-    }
     layers.push_back(
         {{"index", block.index},
          {"mixer", "attention"},
@@ -107,7 +99,6 @@ int run_inspect(Session& session, const std::string& model_text) {
          {"experts", 0},
          {"sliding_window", block.sliding_window}});
   }
-  parameters += graph.final_norm.size;
   Json risks = hazards(graph, *checkpoint, bytes);
   std::string text = fmt::format(
       "architecture  {} ({})\nparameters    {:.2f} M in {} tensors, {}\nlayers        {}: hidden "

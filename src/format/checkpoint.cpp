@@ -106,16 +106,18 @@ std::unique_ptr<Checkpoint> open_checkpoint(const std::filesystem::path& path) {
         "use the safetensors release of the model");
   }
   CheckpointSource source = read_source(path);
+  std::string known;
   for (const CheckpointFormat& format : checkpoint_formats()) {
     if (format.probe(source)) {
       return format.open(std::move(source));
     }
+    known += (known.empty() ? "" : ", ") + std::string(format.name);
   }
   throw UnsupportedError(
       "a quantization method that quern does not read",
       source.quantization_where,
-      fmt::format("expected gptq or an unquantized model, found {}", printable(source.method, 60)),
-      "use the BF16 release of the model, or a GPTQ one");
+      fmt::format("expected one of {}, found {}", known, printable(source.method, 60)),
+      "use the BF16 release of the model, or one in these formats");
 }
 
 }  // namespace quern

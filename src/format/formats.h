@@ -45,6 +45,18 @@ struct CheckpointFormat {
 [[nodiscard]] bool is_gptq(const CheckpointSource& source);
 [[nodiscard]] std::unique_ptr<Checkpoint> open_gptq(CheckpointSource source);
 
+// awq_checkpoint.cpp: the gemm version.
+[[nodiscard]] bool is_awq(const CheckpointSource& source);
+[[nodiscard]] std::unique_ptr<Checkpoint> open_awq(CheckpointSource source);
+
+// compressed_tensors_checkpoint.cpp: the integer forms.
+[[nodiscard]] bool is_compressed_tensors(const CheckpointSource& source);
+[[nodiscard]] std::unique_ptr<Checkpoint> open_compressed_tensors(CheckpointSource source);
+
+// quern_checkpoint.cpp: quern's own container.
+[[nodiscard]] bool is_quern(const CheckpointSource& source);
+[[nodiscard]] std::unique_ptr<Checkpoint> open_quern(CheckpointSource source);
+
 // The weight of a linear that is stored as it was trained: MODULE.weight [out, in] in F16, BF16 or
 // F32. Throws ParseError when it is missing or has other sizes, UnsupportedError for other types.
 [[nodiscard]] StoredLinear load_dense_linear(

@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "format/gptq.h"
 
-#include "base/checked.h"
 #include "base/error.h"
+#include "format/packing.h"
 
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <cstring>
 #include <span>
 #include <utility>
@@ -29,55 +28,6 @@ constexpr std::array<VersionName, 3> kVersions = {{
     {GptqVersion::kV2, "gptq_v2"},
     {GptqVersion::kPlanar, "gptq_p"},
 }};
-
-std::int64_t words_for(std::int64_t codes, int bits) {
-  return ceil_div(codes * bits, std::int64_t{32});
-}
-
-bool fills_words(int bits) {
-  return bits == 2 || bits == 4 || bits == 8;
-}
-
-// dst[c][r] = src[r][c], in tiles that fit in the first-level cache. Both may be unaligned bytes.
-template <class T>
-void transpose(const std::byte* src, std::int64_t rows, std::int64_t columns, std::byte* dst) {
-  constexpr std::int64_t kTile = 32;
-  for (std::int64_t r0 = 0; r0 < rows; r0 += kTile) {
-    const std::int64_t r1 = std::min(rows, r0 + kTile);
-    for (std::int64_t c0 = 0; c0 < columns; c0 += kTile) {
-      const std::int64_t c1 = std::min(columns, c0 + kTile);
-      for (std::int64_t c = c0; c < c1; ++c) {
-        for (std::int64_t r = r0; r < r1; ++r) {
-          T value;
-          std::memcpy(&value, src + (r * columns + c) * std::int64_t{sizeof(T)}, sizeof(T));
-          std::memcpy(dst + (c * rows + r) * std::int64_t{sizeof(T)}, &value, sizeof(T));
-        }
-      }
-    }
-  }
-}
-
-// Code `index` of a stream.
-std::uint32_t stream_code(const std::uint32_t* words, std::int64_t index, int bits) {
-  const std::int64_t bit = index * bits;
-  const std::int64_t word = bit / 32;
-  const auto shift = static_cast<int>(bit % 32);
-  std::uint64_t window = words[word];
-  if (shift + bits > 32) {
-    window |= static_cast<std::uint64_t>(words[word + 1]) << 32U;
-  }
-  return static_cast<std::uint32_t>(window >> shift) & ((1U << bits) - 1U);
-}
-
-// Adds `code` to a stream of zeros.
-void put_stream_code(std::uint32_t* words, std::int64_t index, int bits, std::uint32_t code) {
-  const std::int64_t bit = index * bits;
-  const std::uint64_t shifted = static_cast<std::uint64_t>(code) << (bit % 32);
-  words[bit / 32] |= static_cast<std::uint32_t>(shifted);
-  if ((shifted >> 32U) != 0) {
-    words[bit / 32 + 1] |= static_cast<std::uint32_t>(shifted >> 32U);
-  }
-}
 
 // Rewrites a row of planar blocks as a stream, in place.
 void planar_to_stream(std::uint32_t* words, std::int64_t blocks, int bits) {
@@ -102,52 +52,6 @@ void planar_to_stream(std::uint32_t* words, std::int64_t blocks, int bits) {
   }
 }
 
-std::string extended(const std::string& where, const char* tensor) {
-  return where + "." + tensor;
-}
-
-void require_tensor(
-    const TensorView& view, DType dtype, const Shape& shape, const std::string& where) {
-  if (view.dtype != dtype) {
-    throw ParseError(
-        "a GPTQ tensor has the wrong type",
-        where,
-        fmt::format("expected {}, found {}", dtype_name(dtype), dtype_name(view.dtype)),
-        kWrongConfig);
-  }
-  if (view.shape != shape) {
-    throw ParseError(
-        "a GPTQ tensor has the wrong shape",
-        where,
-        fmt::format("expected {}, found {}", shape_text(shape), shape_text(view.shape)),
-        kWrongConfig);
-  }
-}
-
-// [groups, out] in F16, BF16 or F32 to [out][groups]. Every value must be finite.
-std::vector<float> read_scales(
-    const TensorView& view, std::int64_t groups, std::int64_t out, const std::string& where) {
-  const DType dtype = is_16_or_32_bit_float(view.dtype) ? view.dtype : DType::kF16;
-  require_tensor(view, dtype, {groups, out}, where);
-  const std::vector<float> values = to_float(view);
-  std::vector<float> scales(values.size());
-  transpose<float>(
-      reinterpret_cast<const std::byte*>(values.data()),
-      groups,
-      out,
-      reinterpret_cast<std::byte*>(scales.data()));
-  for (const float scale : scales) {
-    if (!std::isfinite(scale)) {
-      throw ParseError(
-          "a scale is not a finite number",
-          where,
-          fmt::format("expected finite values, found {}", scale),
-          "download the file again, or quantize the model again");
-    }
-  }
-  return scales;
-}
-
 // [groups, words] to zero points [out][groups].
 std::vector<std::uint8_t> read_zeros(
     const TensorView& view,
@@ -157,7 +61,7 @@ std::vector<std::uint8_t> read_zeros(
     std::int64_t out,
     const std::string& where) {
   const std::int64_t words = words_for(out, bits);
-  require_tensor(view, DType::kI32, {groups, words}, where);
+  require_form(view, DType::kI32, {groups, words}, where);
   const bool whole_word = version == GptqVersion::kV1 && fills_words(bits);
   const std::uint32_t field_add = version == GptqVersion::kV1 && !whole_word ? 1 : 0;
   const std::uint32_t mask = (1U << bits) - 1U;
@@ -180,40 +84,9 @@ std::vector<std::uint8_t> read_zeros(
   return zeros;
 }
 
-// The group index, or nothing when it says what the group size says.
-std::vector<std::int32_t> read_group_index(
-    const TensorView& view,
-    std::int64_t width,
-    std::int64_t groups,
-    std::int64_t in,
-    const std::string& where) {
-  require_tensor(view, DType::kI32, {in}, where);
-  std::vector<std::int32_t> index(static_cast<std::size_t>(in));
-  std::memcpy(index.data(), view.bytes.data(), view.bytes.size());
-  bool natural = true;
-  for (std::int64_t i = 0; i < in; ++i) {
-    const std::int32_t group = index[static_cast<std::size_t>(i)];
-    if (group < 0 || group >= groups) {
-      throw ParseError(
-          "a group index is out of range",
-          where,
-          fmt::format("expected 0 to {} for column {}, found {}", groups - 1, i, group),
-          kWrongConfig);
-    }
-    natural = natural && group == i / width;
-  }
-  return natural ? std::vector<std::int32_t>() : index;
-}
-
 void check_readable_width(
     int bits, GptqVersion version, std::int64_t out, std::int64_t in, const std::string& where) {
-  if (out < 1 || in < 1 || out > INT32_MAX || in > INT32_MAX) {
-    throw ParseError(
-        "a module of impossible size",
-        where,
-        fmt::format("expected sizes from 1 to 2^31 - 1, found out {}, in {}", out, in),
-        kWrongConfig);
-  }
+  require_sizes(out, in, where);
   if (bits < 2 || bits > 8 || (version != GptqVersion::kPlanar && bits > 4 && bits < 8)) {
     throw UnsupportedError(
         "GPTQ does not hold this width",
@@ -230,16 +103,6 @@ void check_readable_width(
         where,
         fmt::format("expected multiples of {}, found out {}, in {}", kBlock, out, in),
         kWrongConfig);
-  }
-}
-
-// Clears what lies behind the last code of each row, so that equal weights are equal words.
-void clear_row_ends(PackedLinear& packed) {
-  const auto used = static_cast<int>((packed.in_features * packed.scheme.bits) % 32);
-  if (used != 0) {
-    for (std::int64_t row = 1; row <= packed.out_features; ++row) {
-      packed.codes[static_cast<std::size_t>(row * packed.row_words - 1)] &= (1U << used) - 1U;
-    }
   }
 }
 
@@ -271,23 +134,6 @@ std::vector<std::byte> pack_zeros(
   }
   const auto bytes = std::as_bytes(std::span(rows));
   return {bytes.begin(), bytes.end()};
-}
-
-// The scales as halves; refuses those that a half does not hold exactly.
-std::vector<std::byte> exact_halves(const std::vector<float>& scales, const std::string& where) {
-  std::vector<std::byte> halves = from_float(scales, DType::kF16);
-  const Shape shape = {static_cast<std::int64_t>(scales.size())};
-  const std::vector<float> back = to_float({DType::kF16, shape, halves});
-  for (std::size_t i = 0; i < scales.size(); ++i) {
-    if (back[i] != scales[i]) {
-      throw UnsupportedError(
-          "a scale does not fit in a half",
-          where,
-          fmt::format("expected values of float16, found {}", scales[i]),
-          "write compressed-tensors, or quantize again");
-    }
-  }
-  return halves;
 }
 
 std::vector<std::byte> natural_group_index(const PackedLinear& packed) {
@@ -325,7 +171,7 @@ PackedLinear unpack_gptq(
   check_readable_width(scheme.bits, version, out_features, in_features, where);
   const std::int64_t groups = scheme.groups(in_features);
   const std::int64_t words = words_for(in_features, scheme.bits);
-  require_tensor(tensors.qweight, DType::kI32, {words, out_features}, extended(where, "qweight"));
+  require_form(tensors.qweight, DType::kI32, {words, out_features}, extended(where, "qweight"));
 
   PackedLinear packed;
   packed.scheme = scheme;
@@ -333,23 +179,15 @@ PackedLinear unpack_gptq(
   packed.in_features = in_features;
   packed.row_words = words;
   packed.scale_dtype = tensors.scales.dtype;
-  packed.scales = read_scales(tensors.scales, groups, out_features, extended(where, "scales"));
+  packed.scales =
+      read_transposed_scales(tensors.scales, groups, out_features, extended(where, "scales"));
   packed.zeros = read_zeros(
       tensors.qzeros, scheme.bits, version, groups, out_features, extended(where, "qzeros"));
   if (tensors.g_idx) {
-    packed.group_index = read_group_index(
-        *tensors.g_idx,
-        scheme.group_width(in_features),
-        groups,
-        in_features,
-        extended(where, "g_idx"));
+    packed.group_index =
+        read_group_index(*tensors.g_idx, scheme, in_features, extended(where, "g_idx"));
   }
-  const auto middle = static_cast<std::uint8_t>(scheme.symmetric_zero());
-  packed.scheme.symmetric = std::all_of(
-      packed.zeros.begin(), packed.zeros.end(), [&](std::uint8_t zero) { return zero == middle; });
-  if (packed.scheme.symmetric) {
-    packed.zeros.clear();
-  }
+  drop_middle_zeros(packed);
 
   packed.codes.resize(static_cast<std::size_t>(out_features * words));
   transpose<std::uint32_t>(
@@ -382,7 +220,7 @@ void check_gptq_holds(
         "GPTQ does not hold this width",
         where,
         fmt::format("expected 2, 3, 4 or 8 bits, found {}", scheme.bits),
-        "--bits 4 or --bits 8: no other format that this version writes holds it either");
+        "--format compressed-tensors or quern holds it, or choose --bits 4 or 8");
   }
   if (!is_usual_group_size(scheme.group_size)) {
     throw UnsupportedError(
@@ -424,13 +262,7 @@ std::vector<TensorDeclaration> gptq_declarations(
 
 GptqBytes pack_gptq(const PackedLinear& packed, GptqVersion version, const std::string& where) {
   check_gptq_holds(packed.scheme, version, packed.out_features, packed.in_features, where);
-  if (!packed.group_index.empty()) {
-    throw UnsupportedError(
-        "quern does not write act-order GPTQ",
-        where,
-        "expected columns in their natural groups, found a group index, which vLLM refuses",
-        "quantize with --order group-aware, which needs no index");
-  }
+  require_natural_groups(packed, where);
   GptqBytes bytes;
   bytes.qweight.resize(packed.codes.size() * sizeof(std::uint32_t));
   transpose<std::uint32_t>(
@@ -439,7 +271,7 @@ GptqBytes pack_gptq(const PackedLinear& packed, GptqVersion version, const std::
       packed.row_words,
       bytes.qweight.data());
   bytes.qzeros = pack_zeros(packed, version, where);
-  const std::vector<std::byte> halves = exact_halves(packed.scales, where);
+  const std::vector<std::byte> halves = exact_scales(packed.scales, DType::kF16, where);
   bytes.scales.resize(halves.size());
   transpose<std::uint16_t>(
       halves.data(), packed.out_features, packed.groups(), bytes.scales.data());

@@ -2,16 +2,14 @@
 #include "format/gptq_config.h"
 
 #include "base/error.h"
+#include "format/merged_modules.h"
 
 #include <fmt/format.h>
 #include <quern/version.h>
 
 #include <algorithm>
-#include <array>
 #include <initializer_list>
-#include <map>
 #include <string_view>
-#include <tuple>
 #include <utility>
 
 namespace quern {
@@ -201,143 +199,6 @@ T required(const std::optional<T>& value, const std::string& place) {
 
 // --- writing ---------------------------------------------------------------------------------
 
-// Linears that serving engines hold as one.
-struct Merge {
-  std::string_view merged;
-  std::vector<std::string_view> parts;
-};
-
-const std::vector<Merge>& merges() {
-  static const std::vector<Merge> kMerges = {
-      {"qkv_proj", {"q_proj", "k_proj", "v_proj"}},
-      {"gate_up_proj", {"gate_proj", "up_proj"}},
-      {"in_proj_qkvz", {"in_proj_qkv", "in_proj_z"}},
-      {"in_proj_ba", {"in_proj_b", "in_proj_a"}},
-  };
-  return kMerges;
-}
-
-bool is_mtp(const std::string& name) {
-  return name.rfind("mtp.", 0) == 0;
-}
-
-// The set of modules that must share a rule, as a pattern with the layer left out.
-struct Unit {
-  std::string head;  // before the layer's number; empty when the name has none
-  std::int64_t layer = -1;
-  std::string tail;
-
-  friend bool operator<(const Unit& a, const Unit& b) {
-    return std::tie(a.head, a.layer, a.tail) < std::tie(b.head, b.layer, b.tail);
-  }
-};
-
-// "self_attn.q_proj" to "self_attn\.(q_proj|k_proj|v_proj|qkv_proj)", and any expert of a layer to
-// one pattern for all of them, which also matches the engines' "mlp.experts".
-std::string merged_tail(const std::string& tail) {
-  constexpr std::string_view kExperts = ".experts.";
-  const std::size_t experts = tail.find(kExperts);
-  if (experts != std::string::npos) {
-    return escape_pattern(tail.substr(0, experts + kExperts.size() - 1)) + R"((\..*)?)";
-  }
-  const std::size_t dot = tail.rfind('.');
-  const std::size_t leaf = dot == std::string::npos ? 0 : dot + 1;
-  for (const Merge& merge : merges()) {
-    const std::string_view name = std::string_view(tail).substr(leaf);
-    if (std::find(merge.parts.begin(), merge.parts.end(), name) != merge.parts.end()) {
-      return fmt::format(
-          "{}({}|{})",
-          escape_pattern(tail.substr(0, leaf)),
-          fmt::join(merge.parts, "|"),
-          merge.merged);
-    }
-  }
-  return escape_pattern(tail);
-}
-
-Unit unit_of(const std::string& name) {
-  constexpr std::string_view kLayers = ".layers.";
-  const std::size_t at = name.find(kLayers);
-  if (at != std::string::npos) {
-    const std::size_t number = at + kLayers.size();
-    const std::size_t dot = name.find('.', number);
-    const std::string digits = name.substr(number, dot - number);
-    constexpr std::size_t kMaxDigits = 9;
-    if (dot != std::string::npos && !digits.empty() && digits.size() <= kMaxDigits &&
-        digits.find_first_not_of("0123456789") == std::string::npos) {
-      return {is_mtp(name) ? ".*mtp" : ".*", std::stoll(digits), merged_tail(name.substr(dot + 1))};
-    }
-  }
-  // Engines rename the front of a name, not its end.
-  std::string tail = name;
-  for (const std::string_view front : {"model.", "language_model."}) {
-    if (tail.rfind(front, 0) == 0) {
-      tail = tail.substr(front.size());
-    }
-  }
-  return {"", -1, merged_tail(tail)};
-}
-
-std::string describe(const std::optional<QuantScheme>& scheme) {
-  return !scheme ? "16 bits"
-                 : fmt::format(
-                       "{} bits, group {}, {}",
-                       scheme->bits,
-                       scheme->group_size,
-                       scheme->symmetric ? "symmetric" : "asymmetric");
-}
-
-using Units = std::map<Unit, std::optional<QuantScheme>>;
-
-Units collect_units(std::span<const GptqModule> modules) {
-  Units units;
-  for (const GptqModule& module : modules) {
-    const auto [unit, fresh] = units.emplace(unit_of(module.name), module.scheme);
-    if (!fresh && unit->second != module.scheme) {
-      throw UnsupportedError(
-          "GPTQ readers need one scheme for linears that they merge",
-          module.name,
-          fmt::format(
-              "expected {} as for its siblings, found {}",
-              describe(unit->second),
-              describe(module.scheme)),
-          "give q, k and v, gate and up, and all experts of a layer the same scheme");
-    }
-  }
-  return units;
-}
-
-// What a rule says, without its layers.
-struct RuleKey {
-  std::string head;
-  std::string tail;
-  bool quantize = true;
-  QuantScheme scheme;
-};
-
-struct Rule {
-  RuleKey key;
-  std::vector<std::int64_t> layers;
-};
-
-Rule& rule_for(std::vector<Rule>& rules, const RuleKey& key) {
-  const auto found = std::find_if(rules.begin(), rules.end(), [&](const Rule& rule) {
-    return rule.key.head == key.head && rule.key.tail == key.tail &&
-           rule.key.quantize == key.quantize && rule.key.scheme == key.scheme;
-  });
-  return found == rules.end() ? rules.emplace_back(Rule{key, {}}) : *found;
-}
-
-std::string pattern_of(const Rule& rule) {
-  if (rule.layers.empty()) {
-    return ".*" + rule.key.tail + "$";
-  }
-  const std::string layers = rule.layers.size() == 1
-                                 ? std::to_string(rule.layers.front())
-                                 : fmt::format("({})", fmt::join(rule.layers, "|"));
-  return fmt::format(R"({}\.layers\.{}\.{}$)", rule.key.head, layers, rule.key.tail);
-}
-
 std::int64_t written_group_size(const QuantScheme& scheme) {
   return scheme.group_size == 0 ? -1 : scheme.group_size;
 }
@@ -362,7 +223,7 @@ bool all_mtp_unquantized(std::span<const GptqModule> modules) {
   std::optional<std::string> quantized;
   for (const GptqModule& module : modules) {
     // mtp.fc keeps its precision without a rule: engines see it in the file.
-    if (is_mtp(module.name) && module.name != "mtp.fc") {
+    if (module.name.starts_with("mtp.") && module.name != "mtp.fc") {
       (module.scheme ? quantized : plain) = module.name;
     }
   }
@@ -378,37 +239,38 @@ bool all_mtp_unquantized(std::span<const GptqModule> modules) {
 
 Json dynamic_rules(const QuantScheme& common, std::span<const GptqModule> modules) {
   const bool plain_mtp = all_mtp_unquantized(modules);
-  std::vector<Rule> excluded;
-  std::vector<Rule> draft;
-  std::vector<Rule> changed;
-  for (const auto& [unit, scheme] : collect_units(modules)) {
-    const bool mtp = unit.head == ".*mtp" || unit.tail.rfind("mtp", 0) == 0;
-    if (unit.tail == "lm_head" && !scheme) {
+  std::vector<SchemedModule> named;
+  for (const GptqModule& module : modules) {
+    named.push_back({module.name, {}});
+    if (module.scheme) {
+      named.back().scheme = ModuleScheme{*module.scheme};
+    }
+  }
+  std::vector<ModuleRule> excluded;
+  std::vector<ModuleRule> draft;
+  std::vector<ModuleRule> changed;
+  for (const ModuleRule& rule : module_rules(named)) {
+    if (rule.tail == "lm_head" && !rule.scheme) {
       continue;  // the key lm_head says so
     }
-    if (mtp && (plain_mtp || !scheme)) {
+    if (rule.is_draft && (plain_mtp || !rule.scheme)) {
       continue;
     }
-    const RuleKey key{unit.head, unit.tail, scheme.has_value(), scheme.value_or(QuantScheme{})};
-    std::vector<Rule>& list = !scheme ? excluded : mtp ? draft : changed;
     // A rule for layer 0 also matches layer 0 of the draft model, so drafts always get their own.
-    if (mtp || scheme != std::optional(common)) {
-      Rule& rule = rule_for(list, key);
-      if (unit.layer >= 0) {
-        rule.layers.push_back(unit.layer);
-      }
+    if (rule.is_draft || !rule.scheme || rule.scheme->weights != common) {
+      (!rule.scheme ? excluded : rule.is_draft ? draft : changed).push_back(rule);
     }
   }
   Json rules = Json::object();
   if (plain_mtp) {
     rules["-:.*mtp.*"] = Json::object();
   }
-  for (const Rule& rule : excluded) {
-    rules["-:" + pattern_of(rule)] = Json::object();
+  for (const ModuleRule& rule : excluded) {
+    rules["-:" + rule.pattern()] = Json::object();
   }
-  for (const std::vector<Rule>* list : {&draft, &changed}) {
-    for (const Rule& rule : *list) {
-      rules["+:" + pattern_of(rule)] = overrides_of(rule.key.scheme, common);
+  for (const std::vector<ModuleRule>* list : {&draft, &changed}) {
+    for (const ModuleRule& rule : *list) {
+      rules["+:" + rule.pattern()] = overrides_of(rule.scheme->weights, common);
     }
   }
   return rules;

@@ -2,8 +2,16 @@
 #include "format/output_format.h"
 
 #include "base/error.h"
+#include "format/awq.h"
+#include "format/compressed_tensors.h"
+#include "format/compressed_tensors_config.h"
 #include "format/gptq.h"
 #include "format/gptq_config.h"
+#include "format/merged_modules.h"
+#include "format/packing.h"
+#include "format/quern_container.h"
+
+#include <fmt/format.h>
 
 #include <array>
 #include <utility>
@@ -11,20 +19,50 @@
 namespace quern {
 namespace {
 
+// Embeddings are looked up along their rows; GPTQ's tables of rows group along the vocabulary, and
+// no engine reads them.
+void refuse_embedding(const OutputModule& module, const char* format) {
+  if (module.is_embedding) {
+    throw UnsupportedError(
+        "the format has no quantized embeddings",
+        module.name,
+        fmt::format("expected a linear, found the table of embeddings for {}", format),
+        "--format compressed-tensors or quern, or keep the embeddings in 16 bits");
+  }
+}
+
+// Integer activations are no part of formats for weights alone.
+void refuse_activation(const OutputModule& module, const char* format) {
+  if (module.activation.active()) {
+    throw UnsupportedError(
+        "the format holds weights only",
+        module.name,
+        fmt::format(
+            "expected inputs in floats, found {} bits for {}", module.activation.bits, format),
+        "--format compressed-tensors or quern");
+  }
+}
+
 template <GptqVersion kVersion>
-StorageRules gptq_storage(DType) {
+StorageRules gptq_storage(DType, const OutputModule&) {
   return {DType::kF16, kVersion == GptqVersion::kV1};
 }
 
 template <GptqVersion kVersion>
-void check(
-    const QuantScheme& scheme, std::int64_t out, std::int64_t in, const std::string& module) {
-  check_gptq_holds(scheme, kVersion, out, in, module);
+void gptq_check(const OutputModule& module) {
+  refuse_embedding(module, "GPTQ");
+  refuse_activation(module, "GPTQ");
+  check_gptq_holds(*module.scheme, kVersion, module.out_features, module.in_features, module.name);
+}
+
+std::vector<TensorDeclaration> gptq_declare(const OutputModule& module) {
+  return gptq_declarations(module.name, *module.scheme, module.out_features, module.in_features);
 }
 
 template <GptqVersion kVersion>
-std::vector<std::vector<std::byte>> pack(const QuantizedMatrix& matrix, const std::string& module) {
-  GptqBytes bytes = pack_gptq(as_packed(matrix, module), kVersion, module);
+std::vector<std::vector<std::byte>> gptq_pack(
+    const QuantizedMatrix& matrix, const OutputModule& module) {
+  GptqBytes bytes = pack_gptq(as_packed(matrix, module.name), kVersion, module.name);
   std::vector<std::vector<std::byte>> tensors;
   tensors.push_back(std::move(bytes.qweight));
   tensors.push_back(std::move(bytes.qzeros));
@@ -34,23 +72,140 @@ std::vector<std::vector<std::byte>> pack(const QuantizedMatrix& matrix, const st
 }
 
 template <GptqVersion kVersion>
-Json config(const QuantScheme& scheme, std::span<const OutputModule> modules, const Json& meta) {
+Json gptq_config(
+    const QuantScheme& common, std::span<const OutputModule> modules, const Json& meta) {
   std::vector<GptqModule> named;
   for (const OutputModule& module : modules) {
     named.push_back({module.name, module.scheme});
   }
-  return gptq_config_json(scheme, kVersion, named, meta);
+  return gptq_config_json(common, kVersion, named, meta);
+}
+
+StorageRules awq_storage(DType, const OutputModule&) {
+  return {DType::kF16, false};
+}
+
+void awq_check(const OutputModule& module) {
+  refuse_embedding(module, "AWQ");
+  refuse_activation(module, "AWQ");
+  check_awq_holds(*module.scheme, module.out_features, module.in_features, module.name);
+}
+
+std::vector<TensorDeclaration> awq_declare(const OutputModule& module) {
+  return awq_declarations(module.name, *module.scheme, module.out_features, module.in_features);
+}
+
+std::vector<std::vector<std::byte>> awq_pack(
+    const QuantizedMatrix& matrix, const OutputModule& module) {
+  AwqBytes bytes = pack_awq(as_packed(matrix, module.name), module.name);
+  std::vector<std::vector<std::byte>> tensors;
+  tensors.push_back(std::move(bytes.qweight));
+  tensors.push_back(std::move(bytes.qzeros));
+  tensors.push_back(std::move(bytes.scales));
+  return tensors;
+}
+
+Json awq_config(
+    const QuantScheme& common, std::span<const OutputModule> modules, const Json& meta) {
+  std::vector<SchemedModule> named;
+  for (const OutputModule& module : modules) {
+    named.push_back({module.name, {}});
+    if (module.scheme) {
+      named.back().scheme = ModuleScheme{*module.scheme};
+    }
+  }
+  return awq_config_json(common, named, meta);
+}
+
+CompressedForm compressed_form(const OutputModule& module) {
+  CompressedForm form;
+  form.layout = module.activation.active() ? CompressedLayout::kInteger : CompressedLayout::kPacked;
+  form.scheme = *module.scheme;
+  form.scale_dtype = module.scale_dtype;
+  form.activation = module.activation;
+  return form;
+}
+
+// vLLM holds the scales of W8A8 in F32 and all others in the dtype of the model.
+StorageRules compressed_storage(DType source, const OutputModule& module) {
+  const bool wide = module.activation.active() && module.scheme && module.scheme->bits == 8;
+  return {wide ? DType::kF32 : source, false};
+}
+
+// vLLM's look-up kernel for packed embeddings (compressed_tensors_embedding.py) takes codes that
+// fill words and no zero points; a packed table cannot be tied to the head.
+void check_compressed_embedding(const OutputModule& module) {
+  const QuantScheme& scheme = *module.scheme;
+  if (module.is_head) {
+    throw UnsupportedError(
+        "a quantized table cannot serve as embedding and head",
+        module.name,
+        "expected two tables, found one tied to both ends",
+        "write tie_word_embeddings: false with two tables, or --format quern");
+  }
+  if (!scheme.symmetric || !fills_words(scheme.bits) || module.activation.active()) {
+    throw UnsupportedError(
+        "no engine looks up such embeddings",
+        module.name,
+        fmt::format(
+            "expected 2, 4 or 8 bits, symmetric, found {} bits, {}",
+            scheme.bits,
+            scheme.symmetric ? "symmetric" : "asymmetric"),
+        "choose 2, 4 or 8 bits, symmetric, or --format quern");
+  }
+}
+
+void compressed_check(const OutputModule& module) {
+  if (module.is_embedding) {
+    check_compressed_embedding(module);
+  }
+  check_compressed_holds(
+      compressed_form(module), module.out_features, module.in_features, module.name);
+}
+
+std::vector<TensorDeclaration> compressed_declare(const OutputModule& module) {
+  return compressed_declarations(
+      module.name, compressed_form(module), module.out_features, module.in_features);
+}
+
+std::vector<std::vector<std::byte>> compressed_pack(
+    const QuantizedMatrix& matrix, const OutputModule& module) {
+  return pack_compressed(as_packed(matrix, module.name), compressed_form(module), module.name);
+}
+
+Json compressed_config(const QuantScheme&, std::span<const OutputModule> modules, const Json&) {
+  std::vector<CompressedModule> named;
+  for (const OutputModule& module : modules) {
+    named.push_back({module.name, {}, !module.is_embedding && !module.is_head});
+    if (module.scheme) {
+      named.back().form = compressed_form(module);
+    }
+  }
+  return compressed_config_json(named);
+}
+
+StorageRules container_storage(DType, const OutputModule&) {
+  return {DType::kF16, false};
+}
+
+Json container_config(const QuantScheme&, std::span<const OutputModule> modules, const Json& meta) {
+  return container_config_json(modules, meta);
 }
 
 }  // namespace
 
 std::span<const OutputFormat> output_formats() noexcept {
   // clang-format off
-  static constexpr std::array<OutputFormat, 2> kFormats = {{
-      {"gptq", "GPTQ v1, what most readers take", gptq_storage<GptqVersion::kV1>,
-       check<GptqVersion::kV1>, gptq_declarations, pack<GptqVersion::kV1>, config<GptqVersion::kV1>},
-      {"gptq_v2", "GPTQ v2, zero points as they are", gptq_storage<GptqVersion::kV2>,
-       check<GptqVersion::kV2>, gptq_declarations, pack<GptqVersion::kV2>, config<GptqVersion::kV2>},
+  static constexpr std::array<OutputFormat, 5> kFormats = {{
+      {"gptq", "GPTQ v1, what most readers take", "quantize_config.json", gptq_storage<GptqVersion::kV1>,
+       gptq_check<GptqVersion::kV1>, gptq_declare, gptq_pack<GptqVersion::kV1>, gptq_config<GptqVersion::kV1>},
+      {"gptq_v2", "GPTQ v2, zero points as they are", "quantize_config.json", gptq_storage<GptqVersion::kV2>,
+       gptq_check<GptqVersion::kV2>, gptq_declare, gptq_pack<GptqVersion::kV2>, gptq_config<GptqVersion::kV2>},
+      {"awq", "AWQ gemm, 4 bits, one scheme for all", "", awq_storage, awq_check, awq_declare, awq_pack, awq_config},
+      {"compressed-tensors", "2 to 8 bits, mixed schemes, integer inputs, embeddings", "", compressed_storage,
+       compressed_check, compressed_declare, compressed_pack, compressed_config},
+      {"quern", "quern's own container, every form exactly", "", container_storage,
+       check_container_holds, container_declarations, pack_container, container_config},
   }};
   // clang-format on
   return kFormats;

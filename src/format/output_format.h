@@ -6,6 +6,8 @@
 #include "quant/quantized_matrix.h"
 #include "quant/scheme.h"
 
+#include <cstddef>
+#include <cstdint>
 #include <optional>
 #include <span>
 #include <string>
@@ -14,29 +16,38 @@
 
 namespace quern {
 
-// A linear of the model that is written; no scheme when it keeps 16 bits.
+// A linear, or a table of embeddings, of the model that is written.
 struct OutputModule {
   std::string name;
-  std::optional<QuantScheme> scheme;
+  std::int64_t out_features = 0;
+  std::int64_t in_features = 0;
+  std::optional<QuantScheme> scheme;  // none: it keeps its floats
+  std::string_view kind = "packed";  // of the matrix, as QuantizedMatrix::kind()
+  DType scale_dtype = DType::kF16;
+  bool has_group_index = false;  // act-order files of other tools
+  ActivationScheme activation;  // a static scale may be unknown until `pack`
+  bool is_embedding = false;  // rows are looked up
+  bool is_head = false;  // gives the logits; with is_embedding, one table tied to both ends
 };
 
 // A form in which quantized checkpoints are written: one line of the list in output_format.cpp.
 struct OutputFormat {
   std::string_view name;
   std::string_view summary;
+  std::string_view config_file;  // repeats `quantization_config`; empty: config.json alone has it
   // What it does to scales and zero points; `source` is the dtype of the model.
-  StorageRules (*storage)(DType source);
-  // Throws UnsupportedError, with what would work, when the format cannot hold such a linear.
-  void (*check)(
-      const QuantScheme& scheme, std::int64_t out, std::int64_t in, const std::string& module);
-  // The tensors that replace MODULE.weight, and their bytes in the same order.
-  std::vector<TensorDeclaration> (*declare)(
-      const std::string& module, const QuantScheme& scheme, std::int64_t out, std::int64_t in);
+  StorageRules (*storage)(DType source, const OutputModule& module);
+  // Throws UnsupportedError, with what would work, when the format cannot hold such a module.
+  void (*check)(const OutputModule& module);
+  // The tensors that replace MODULE.weight, and their bytes in the same order. Packing throws
+  // UnsupportedError for values that the format does not hold exactly.
+  std::vector<TensorDeclaration> (*declare)(const OutputModule& module);
   std::vector<std::vector<std::byte>> (*pack)(
-      const QuantizedMatrix& matrix, const std::string& module);
-  // `quantization_config` of config.json, also written as quantize_config.json.
+      const QuantizedMatrix& matrix, const OutputModule& module);
+  // `quantization_config` of config.json. `modules` are all linears of the model, `common` the
+  // scheme of most.
   Json (*config)(
-      const QuantScheme& scheme, std::span<const OutputModule> modules, const Json& meta);
+      const QuantScheme& common, std::span<const OutputModule> modules, const Json& meta);
 };
 
 [[nodiscard]] std::span<const OutputFormat> output_formats() noexcept;

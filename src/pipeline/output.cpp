@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "format/checkpoint.h"
+#include "quant/mixed_rows.h"
 
 #include <fmt/format.h>
 
@@ -42,7 +43,8 @@ bool same_bytes(std::span<const std::byte> a, std::span<const std::byte> b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size()) == 0;
 }
 
-// Whether two matrices stand for the same floats, bit by bit but for the sign of zero.
+}  // namespace
+
 bool same_values(const Context& ctx, const QuantizedMatrix& a, const QuantizedMatrix& b) {
   std::atomic<bool> same = a.out_features == b.out_features && a.in_features == b.in_features;
   const auto width = static_cast<std::size_t>(a.in_features);
@@ -62,21 +64,33 @@ bool same_values(const Context& ctx, const QuantizedMatrix& a, const QuantizedMa
   return same;
 }
 
-}  // namespace
+OutputModule output_module(
+    const PlannedLinear& linear, const OutputFormat& format, const ModelGraph& graph) {
+  OutputModule module;
+  module.name = linear.name;
+  module.out_features = linear.out_features;
+  module.in_features = linear.in_features;
+  module.is_embedding = linear.role == Role::kEmbedding;
+  module.is_head = linear.name == graph.head.module;
+  module.kind = linear.hot_rows > 0 ? MixedRows::kKind : PackedLinear::kKind;
+  if (!linear.keep()) {
+    module.scheme = linear.scheme;
+    module.scale_dtype = format.storage(graph.config.dtype, module).scale_dtype;
+  }
+  return module;
+}
 
-std::vector<TensorDeclaration> declare_output(
-    const Checkpoint& source, const QuantPlan& plan, const OutputFormat& format) {
-  const auto replaced = replaced_tensors(plan);
+std::vector<TensorDeclaration> declare_output(const PreparedRun& run) {
+  const auto replaced = replaced_tensors(run.plan);
   std::vector<TensorDeclaration> declarations;
-  for (const auto& [name, view] : source.tensors().tensors()) {
+  for (const auto& [name, view] : run.source->tensors().tensors()) {
     const auto found = replaced.find(name);
     if (found == replaced.end()) {
       declarations.push_back({name, view.dtype, view.shape});
       continue;
     }
-    const PlannedLinear& linear = *found->second;
     for (TensorDeclaration& part :
-         format.declare(linear.name, linear.scheme, linear.out_features, linear.in_features)) {
+         run.format->declare(output_module(*found->second, *run.format, run.graph))) {
       declarations.push_back(std::move(part));
     }
   }
@@ -90,12 +104,28 @@ Json output_config(const PreparedRun& run, const Json& meta) {
     if (linear.is_table() && linear.keep()) {
       continue;  // formats do not count an unquantized table as an exception
     }
-    modules.push_back({linear.name, linear.keep() ? std::nullopt : std::optional(linear.scheme)});
+    modules.push_back(output_module(linear, *run.format, run.graph));
     if (!linear.keep() && !linear.is_table() && common == nullptr) {
       common = &linear.scheme;
     }
   }
   return run.format->config(common != nullptr ? *common : QuantScheme{}, modules, meta);
+}
+
+void write_configs(
+    const Json& source,
+    const Json& quantization,
+    std::string_view config_file,
+    const std::filesystem::path& directory) {
+  Json config = source;
+  config.erase("quantization_config");
+  if (!quantization.is_null()) {
+    config["quantization_config"] = quantization;
+  }
+  if (!config_file.empty()) {
+    write_file(directory / config_file, quantization.dump(2) + "\n");
+  }
+  write_file(directory / "config.json", config.dump(2) + "\n");
 }
 
 void write_output(
@@ -114,10 +144,9 @@ void write_output(
       changed.insert(tensor.name);
     }
     for (const QuantizedLinear& linear : done.linears) {
-      const PlannedLinear& plan = *linear.plan;
-      const auto declarations =
-          run.format->declare(plan.name, plan.scheme, plan.out_features, plan.in_features);
-      const auto tensors = run.format->pack(*linear.matrix, plan.name);
+      const OutputModule module = output_module(*linear.plan, *run.format, run.graph);
+      const auto declarations = run.format->declare(module);
+      const auto tensors = run.format->pack(*linear.matrix, module);
       for (std::size_t i = 0; i < declarations.size(); ++i) {
         writer.write(declarations[i].name, tensors[i]);
       }
@@ -130,11 +159,7 @@ void write_output(
     }
   }
   writer.finish();
-  const Json quantization = output_config(run, meta);
-  Json config = run.source->config();
-  config["quantization_config"] = quantization;
-  write_file(directory / "quantize_config.json", quantization.dump(2) + "\n");
-  write_file(directory / "config.json", config.dump(2) + "\n");
+  write_configs(run.source->config(), output_config(run, meta), run.format->config_file, directory);
 }
 
 Census verify_output(

@@ -7,14 +7,18 @@
 #include <filesystem>
 #include <functional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace quern {
 
+// What a format is told of a planned linear; `source` is the dtype of the model.
+[[nodiscard]] OutputModule output_module(
+    const PlannedLinear& linear, const OutputFormat& format, const ModelGraph& graph);
+
 // The weight tensors of the output: those of the source, MODULE.weight of each quantized linear
 // replaced by the tensors of the format.
-[[nodiscard]] std::vector<TensorDeclaration> declare_output(
-    const Checkpoint& source, const QuantPlan& plan, const OutputFormat& format);
+[[nodiscard]] std::vector<TensorDeclaration> declare_output(const PreparedRun& run);
 
 // `quantization_config` of the output; throws UnsupportedError for a plan that the format cannot
 // say.
@@ -34,7 +38,19 @@ struct Census {
 // Any of all_parts(), as it was rounded.
 using PartSource = std::function<QuantizedBlock(const std::string& part)>;
 
-// Writes weights, config.json and quantize_config.json into `directory`.
+// Whether two matrices stand for the same floats, bit by bit but for the sign of zero.
+[[nodiscard]] bool same_values(
+    const Context& ctx, const QuantizedMatrix& a, const QuantizedMatrix& b);
+
+// config.json with `quantization` (null: a model in floats) in place of what the source says of
+// itself, and the format's own file.
+void write_configs(
+    const Json& source,
+    const Json& quantization,
+    std::string_view config_file,
+    const std::filesystem::path& directory);
+
+// Writes weights and configuration into `directory`.
 void write_output(
     const PreparedRun& run,
     const PartSource& parts,

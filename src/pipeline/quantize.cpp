@@ -12,10 +12,12 @@
 #include "kernels/kernels.h"
 #include "nn/decoder.h"
 #include "pipeline/calibration_input.h"
+#include "pipeline/manifest.h"
 #include "pipeline/output.h"
 #include "pipeline/run_paths.h"
 #include "pipeline/run_state.h"
 #include "pipeline/source_card.h"
+#include "pipeline/staging.h"
 #include "pipeline/tables.h"
 #include "quern/version.h"
 #include "report/report.h"
@@ -34,7 +36,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kManifestName = "quantization_manifest.json";
 constexpr std::size_t kMostShards = 500;  // all are open at once
 
 void check_bits(const QuantPlan& plan) {
@@ -69,16 +70,25 @@ void check_bits(const QuantPlan& plan) {
 // Linears whose sizes do not fill the format's words stay in 16 bits, with the reason in the plan.
 // A scheme that the format holds in no size is refused by the caller's own check.
 void keep_odd_shapes(
-    const Context& ctx, const OutputFormat& format, const QuantScheme& scheme, QuantPlan& plan) {
-  constexpr std::int64_t kFitsAnything = 4096;
-  format.check(scheme, kFitsAnything, kFitsAnything, "every linear");
+    const Context& ctx,
+    const OutputFormat& format,
+    const QuantScheme& scheme,
+    const ModelGraph& graph,
+    QuantPlan& plan) {
+  constexpr std::int64_t kWholeWords = 4096;
+  OutputModule every;
+  every.name = "every linear";
+  every.out_features = kWholeWords;
+  every.in_features = kWholeWords * std::max<std::int64_t>(1, scheme.group_size);
+  every.scheme = scheme;
+  format.check(every);
   std::int64_t kept = 0;
   for (PlannedLinear& linear : plan.linears) {
     if (linear.keep() || linear.is_table()) {
       continue;  // a table was asked for by itself: what cannot be held is refused below
     }
     try {
-      format.check(linear.scheme, linear.out_features, linear.in_features, linear.name);
+      format.check(output_module(linear, format, graph));
     } catch (const UnsupportedError& error) {
       linear.method = "keep";
       linear.reason = error.failed() + ": " + error.reason();
@@ -95,33 +105,6 @@ void keep_odd_shapes(
             [](const PlannedLinear& linear) { return !linear.is_table(); }),
         format.name));
   }
-}
-
-std::int64_t parameters_of(const Checkpoint& source) {
-  std::int64_t total = 0;
-  for (const auto& [name, view] : source.tensors().tensors()) {
-    total += view.count();
-  }
-  return total;
-}
-
-std::uint64_t source_bytes(const Checkpoint& source) {
-  std::uint64_t total = 0;
-  for (const auto& [name, view] : source.tensors().tensors()) {
-    total += view.bytes.size();
-  }
-  return total;
-}
-
-std::vector<fs::path> weight_files(const fs::path& directory) {
-  std::vector<fs::path> files;
-  for (const auto& entry : fs::directory_iterator(directory)) {
-    if (entry.path().extension() == ".safetensors" && entry.is_regular_file()) {
-      files.push_back(entry.path());
-    }
-  }
-  std::sort(files.begin(), files.end());
-  return files;
 }
 
 Json options_json(const QuantizeOptions& options) {
@@ -197,32 +180,6 @@ std::optional<Json> finished_manifest(const fs::path& output, const std::string&
   }
 }
 
-bool is_occupied(const fs::path& output) {
-  std::error_code code;
-  return fs::exists(output, code) &&
-         !(fs::is_directory(output, code) && fs::is_empty(output, code));
-}
-
-void refuse_occupied(const QuantizeOptions& options, const fs::path& output) {
-  if (is_occupied(output) && !options.force) {
-    throw UsageError(
-        "the output is not empty",
-        "-o " + options.output.string(),
-        "it holds something else than this run's own result",
-        "choose another directory, or --force to move it aside");
-  }
-}
-
-void move_aside(const fs::path& output) {
-  for (int i = 1;; ++i) {
-    const fs::path name = beside(output, fmt::format(".old-{}", i).c_str());
-    if (!fs::exists(name)) {
-      fs::rename(output, name);
-      return;
-    }
-  }
-}
-
 // What an earlier run left in the staging directory is ours to take; anything else is not.
 void refuse_foreign_staging(const RunPaths& paths) {
   std::error_code code;
@@ -234,35 +191,6 @@ void refuse_foreign_staging(const RunPaths& paths) {
         "the result is put together there, and it holds files of something else",
         "move it away, or choose another output");
   }
-}
-
-void check_disk(const PreparedRun& run, const fs::path& staging) {
-  std::error_code code;
-  const auto space = fs::space(staging, code);
-  const std::uint64_t needed = run.layout.total_bytes();
-  if (!code && space.available < needed) {
-    throw ResourceError(
-        "not enough disk space for the result",
-        staging.parent_path().string(),
-        fmt::format(
-            "{} needed, {} free",
-            human_bytes(static_cast<double>(needed)),
-            human_bytes(static_cast<double>(space.available))),
-        "free some space and run the same command again, or choose another output");
-  }
-}
-
-// How people call the model: org/name for a snapshot in the hub's cache.
-std::string model_name(const fs::path& directory) {
-  const fs::path path = fs::weakly_canonical(fs::absolute(directory));
-  const std::string folder = path.parent_path().parent_path().filename().string();
-  constexpr std::string_view kCached = "models--";
-  const std::size_t split = folder.find("--", kCached.size());
-  if (path.parent_path().filename() == "snapshots" && folder.starts_with(kCached) &&
-      split != std::string::npos) {
-    return folder.substr(kCached.size(), split - kCached.size()) + "/" + folder.substr(split + 2);
-  }
-  return path.has_filename() ? path.filename().string() : path.parent_path().filename().string();
 }
 
 CalibrationState initial_state(
@@ -419,17 +347,6 @@ Json timing_json(const PartTimes& times, double rate_per_core) {
       {"forward", part(times.apply)}};
 }
 
-Json files_json(const fs::path& directory) {
-  Json files = Json::array();
-  for (const fs::path& path : weight_files(directory)) {
-    files.push_back(
-        {{"name", path.filename().string()},
-         {"size", fs::file_size(path)},
-         {"sha256", sha256_of_file(path)}});
-  }
-  return files;
-}
-
 Json kept_json(const PreparedRun& run) {
   std::set<std::string> replaced;
   for (const PlannedLinear& linear : run.plan.linears) {
@@ -469,20 +386,8 @@ Json calibration_json(const CalibrationSet& calibration) {
       {"sources", calibration.sources}};
 }
 
-Json census_json(const Census& census) {
-  Json skipped = Json::array();
-  for (const CensusEntry& entry : census.skipped) {
-    skipped.push_back({{"name", entry.name}, {"reason", entry.reason}});
-  }
-  return {{"in", census.in}, {"out", census.out}, {"skipped", std::move(skipped)}};
-}
-
 std::uint64_t layout_bytes(const PreparedRun& run) {
   return run.layout.total_bytes() - run.layout.index.size();
-}
-
-double bits_per_weight(std::uint64_t bytes, std::int64_t parameters) {
-  return parameters == 0 ? 0.0 : 8.0 * static_cast<double>(bytes) / static_cast<double>(parameters);
 }
 
 }  // namespace
@@ -508,13 +413,14 @@ PreparedRun prepare_quantize(const Context& ctx, const QuantizeOptions& options)
   }
   check_bits(run.plan);
   if (options.plan_file.empty()) {
-    keep_odd_shapes(ctx, *run.format, options.scheme, run.plan);
+    keep_odd_shapes(ctx, *run.format, options.scheme, run.graph, run.plan);
   }
   run.needs_calibration = !options.calibration.files.empty();
   for (const PlannedLinear& linear : run.plan.linears) {
     if (!linear.keep()) {
-      run.format->check(linear.scheme, linear.out_features, linear.in_features, linear.name);
-      run.needs_calibration = run.needs_calibration || !run.plan.transform.empty() ||
+      run.format->check(output_module(linear, *run.format, run.graph));
+      run.needs_calibration = run.needs_calibration || linear.hot_rows > 0 ||
+                              !run.plan.transform.empty() ||
                               options.method_options.mismatch_target ||
                               find_method(linear.method)->needs_statistics ||
                               options.method_options.range == RangeSearch::kWeighted;
@@ -530,7 +436,7 @@ PreparedRun prepare_quantize(const Context& ctx, const QuantizeOptions& options)
         "give at least one linear a method");
   }
   (void)output_config(run, Json::object());  // refuses what the format cannot say
-  run.declarations = declare_output(*run.source, run.plan, *run.format);
+  run.declarations = declare_output(run);
   SafetensorsOptions layout;
   layout.max_file_bytes = options.shard_bytes;
   run.layout = plan_safetensors(run.declarations, layout);
@@ -586,7 +492,7 @@ std::string describe_plan(const PreparedRun& run, const QuantizeOptions& options
                                             : run.graph.config.architecture,
       run.graph.config.layers,
       static_cast<double>(parameters) / 1e6,
-      human(source_bytes(*run.source)),
+      human(tensor_bytes(*run.source)),
       weight_files(run.source->directory()).size());
   text += fmt::format(
       "Target   {} in {} file(s), {:.3f} bits per weight; {} linears of {:.1f} M weights rounded, "
@@ -620,7 +526,8 @@ std::string describe_plan(const PreparedRun& run, const QuantizeOptions& options
 Json quantize(const Context& ctx, const QuantizeOptions& options) {
   const double started = steady_seconds();
   PreparedRun run = prepare_quantize(ctx, options);
-  const RunPaths paths = resolve_run_paths(options, run.source->directory());
+  const RunPaths paths =
+      resolve_run_paths(options.output, options.work_directory, run.source->directory());
   ctx.log.info(describe_plan(run, options));
   CalibrationSet calibration;
   if (run.needs_calibration) {
@@ -635,7 +542,7 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
     }
   }
   MethodOptions method_options = options.method_options;
-  method_options.storage = run.format->storage(run.graph.config.dtype);
+  method_options.storage = run.format->storage(run.graph.config.dtype, OutputModule());
   // File names need not be UTF-8; JSON is.
   const std::string fingerprint_text = fingerprint_of(ctx, run, options, calibration)
                                            .dump(-1, ' ', false, Json::error_handler_t::replace);
@@ -649,7 +556,7 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
       ctx.log.info(
           fmt::format("{} holds the finished result of this run already", options.output.string()));
     } else {
-      refuse_occupied(options, paths.output);
+      refuse_occupied(paths.output, options.force);
     }
     return manifest;
   };
@@ -666,7 +573,7 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
   for (const auto& entry : fs::directory_iterator(paths.staging)) {
     fs::remove_all(entry.path());
   }
-  check_disk(run, paths.staging);
+  check_disk(run.layout.total_bytes(), paths.staging);
   if (state.blocks_saved() > 0) {
     ctx.log.info(fmt::format(
         "resuming: {} of {} blocks are done", state.blocks_saved(), run.graph.blocks.size()));
@@ -707,29 +614,13 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
   }
   const std::int64_t parameters = parameters_of(*run.source);
   const Json output_files = files_json(staging);
-  std::uint64_t bytes = 0;
-  for (const Json& file : output_files) {
-    bytes += file["size"].get<std::uint64_t>();
-  }
-  Json skipped_files = Json::array();
-  for (const auto& file : side_files.skipped) {
-    skipped_files.push_back({{"name", file.name}, {"reason", file.reason}});
-  }
+  const std::uint64_t bytes = total_size(output_files);
   const ProcessUsage usage = process_usage();
   Json manifest = {
       {"schema", "quern.quantize/1"},
-      {"program",
-       {{"version", kVersion},
-        {"commit", kCommit},
-        {"isa", ctx.kernels.isa},
-        {"blas", ctx.blas.description()}}},
+      {"program", program_json(ctx)},
       {"output", paths.output.filename().string()},
-      {"source",
-       {{"id", model_name(run.source->directory())},
-        {"bytes", source_bytes(*run.source)},
-        {"parameters", parameters},
-        {"bits_per_weight", bits_per_weight(source_bytes(*run.source), parameters)},
-        {"files", files_json(run.source->directory())}}},
+      {"source", source_json(*run.source, parameters)},
       {"format", options.format},
       {"method", options.method},
       {"bits_per_weight", bits_per_weight(bytes, parameters)},
@@ -747,7 +638,7 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
       {"kept", kept_json(run)},
       {"census", census_json(census)},
       {"files", output_files},
-      {"side_files", {{"copied", side_files.copied}, {"skipped", std::move(skipped_files)}}},
+      {"side_files", side_files_json(side_files)},
       {"predicted", predicted_json(run)},
       {"timing", timing_json(times, measure_core_rate(ctx))},
       {"command", options.command},
@@ -757,21 +648,7 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
       render_model_card(manifest, read_card_source(run.source->directory())));
   write_file(
       staging / kManifestName, manifest.dump(1, ' ', false, Json::error_handler_t::replace) + "\n");
-  refuse_occupied(options, paths.output);
-  if (is_occupied(paths.output)) {
-    move_aside(paths.output);
-  }
-  std::error_code code;
-  fs::rename(staging, paths.output, code);
-  if (code) {
-    throw IoError(
-        "cannot put the result in place",
-        options.output.string(),
-        code.message(),
-        "the result is in " + staging.string(),
-        ErrorKind::kFailed);
-  }
-  sync_directory(paths.output.parent_path());
+  put_in_place(staging, paths.output, options.force);
   state.remove();
   return manifest;
 }

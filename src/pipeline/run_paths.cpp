@@ -63,26 +63,25 @@ fs::path beside(fs::path name, const char* suffix) {
   return name;
 }
 
-RunPaths resolve_run_paths(const QuantizeOptions& options, const fs::path& source) {
+RunPaths resolve_run_paths(const fs::path& output, const fs::path& work, const fs::path& source) {
   RunPaths paths;
-  paths.output = resolved(options.output, "-o ");
+  paths.output = resolved(output, "-o ");
   paths.staging = beside(paths.output, ".partial");
-  paths.work = options.work_directory.empty() ? beside(paths.output, ".run")
-                                              : resolved(options.work_directory, "--work-dir ");
+  paths.work = work.empty() ? beside(paths.output, ".run") : resolved(work, "--work-dir ");
   const auto refuse = [](const std::string& where, const std::string& reason) {
     throw UsageError(
         "a directory of the run is in the way", where, reason, "choose another directory");
   };
   if (fs::is_symlink(paths.output)) {
-    refuse("-o " + options.output.string(), "it is a link to nothing");
+    refuse("-o " + output.string(), "it is a link to nothing");
   }
   const fs::path model = fs::weakly_canonical(fs::absolute(source));
   if (is_within(model, paths.output) || is_within(model, paths.staging)) {
-    refuse("-o " + options.output.string(), "the model itself is there");
+    refuse("-o " + output.string(), "the model itself is there");
   }
   if (is_within(paths.work, paths.output) || is_within(paths.work, paths.staging)) {
     refuse(
-        "--work-dir " + options.work_directory.string(),
+        "--work-dir " + work.string(),
         "it is in the output, which appears only when it is complete");
   }
   return paths;

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "pipeline/quantize.h"
-
 #include <filesystem>
 
 namespace quern {
@@ -14,9 +12,12 @@ struct RunPaths {
   std::filesystem::path work;
 };
 
-// Throws UsageError for names that would put one of them, or the model, in another's way.
+// `output` and `work` are as typed; `work` empty: beside the output. Throws UsageError for names
+// that would put one of them, or the model at `source`, in another's way.
 [[nodiscard]] RunPaths resolve_run_paths(
-    const QuantizeOptions& options, const std::filesystem::path& source);
+    const std::filesystem::path& output,
+    const std::filesystem::path& work,
+    const std::filesystem::path& source);
 
 // `name` with `suffix` put at its end.
 [[nodiscard]] std::filesystem::path beside(std::filesystem::path name, const char* suffix);

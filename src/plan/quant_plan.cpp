@@ -40,7 +40,7 @@ PlannedLinear planned_embedding(
   int bits = tables.embedding_bits;
   entry.reason = "asked for";
   if (graph.head_tied && bits < 16) {
-    const int stricter = std::max({bits, std::min(tables.head_bits, 8), kLeastTiedBits});
+    const int stricter = std::max(bits, tables.head_bits < 16 ? tables.head_bits : kLeastTiedBits);
     if (stricter > bits) {
       entry.reason =
           fmt::format("tied: the head needs {} bits, the embedding alone {}", stricter, bits);

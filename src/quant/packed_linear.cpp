@@ -7,10 +7,30 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <optional>
 #include <string>
 
 namespace quern {
+namespace {
+
+// Scales are finite and zero points are codes.
+void check_cells(const PackedLinear& packed, const std::string& where) {
+  const bool finite = std::all_of(
+      packed.scales.begin(), packed.scales.end(), [](float scale) { return std::isfinite(scale); });
+  const bool in_range = std::all_of(packed.zeros.begin(), packed.zeros.end(), [&](int zero) {
+    return zero <= packed.scheme.max_code();
+  });
+  if (!finite || !in_range) {
+    throw ParseError(
+        finite ? "a zero point is out of range" : "a scale is not a finite number",
+        where + (finite ? ".zeros" : ".scales"),
+        fmt::format("expected finite scales and zero points up to {}", packed.scheme.max_code()),
+        "make the checkpoint again");
+  }
+}
+
+}  // namespace
 
 PackedLinear PackedLinear::make(
     const QuantScheme& scheme,
@@ -142,6 +162,7 @@ std::shared_ptr<const QuantizedMatrix> PackedLinear::restore(
     packed->zeros =
         copy_values<std::uint8_t>(require_part(parts, "zeros", DType::kU8, cells, where));
   }
+  check_cells(*packed, where);
   if (parts("group_index") != nullptr) {
     packed->group_index = copy_values<std::int32_t>(
         require_part(parts, "group_index", DType::kI32, {in_features}, where));

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "format/quern_container.h"
+
+#include "base/error.h"
+#include "format/packing.h"
+#include "quant/packed_linear.h"
+#include "quern/version.h"
+
+#include <fmt/format.h>
+
+#include <array>
+#include <stdexcept>
+#include <utility>
+
+namespace quern {
+namespace {
+
+// What the parts of a kind of matrix will be, before there is one.
+struct ContainerKind {
+  std::string_view name;
+  std::vector<TensorDeclaration> (*parts)(const OutputModule& module);
+  Json (*parameters)(const OutputModule& module);
+};
+
+// Names without the module's.
+std::vector<TensorDeclaration> packed_parts(const OutputModule& module) {
+  const QuantScheme& scheme = *module.scheme;
+  const Shape cells = {module.out_features, scheme.groups(module.in_features)};
+  std::vector<TensorDeclaration> parts = {
+      {"codes", DType::kU32, {module.out_features, words_for(module.in_features, scheme.bits)}},
+      {"scales", module.scale_dtype, cells}};
+  if (!scheme.symmetric) {
+    parts.push_back({"zeros", DType::kU8, cells});
+  }
+  if (module.has_group_index) {
+    parts.push_back({"group_index", DType::kI32, {module.in_features}});
+  }
+  return parts;
+}
+
+Json packed_parameters(const OutputModule& module) {
+  PackedLinear packed;
+  packed.scheme = *module.scheme;
+  packed.scale_dtype = module.scale_dtype;
+  return packed.parameters();
+}
+
+// One line a kind.
+constexpr std::array kKinds = {
+    ContainerKind{PackedLinear::kKind, packed_parts, packed_parameters},
+};
+
+const ContainerKind& kind_of(const OutputModule& module) {
+  for (const ContainerKind& kind : kKinds) {
+    if (kind.name == module.kind) {
+      return kind;
+    }
+  }
+  throw UnsupportedError(
+      "a kind of quantized matrix that cannot be declared",
+      module.name,
+      fmt::format("found {}", module.kind),
+      "use another method");
+}
+
+Json activation_json(const ActivationScheme& activation) {
+  Json json = {{"bits", activation.bits}, {"dynamic", activation.dynamic}};
+  if (!activation.dynamic) {
+    json["scale"] = activation.scale;
+  }
+  return json;
+}
+
+}  // namespace
+
+std::vector<TensorDeclaration> container_declarations(const OutputModule& module) {
+  std::vector<TensorDeclaration> declarations = kind_of(module).parts(module);
+  for (TensorDeclaration& declaration : declarations) {
+    declaration.name = module.name + "." + declaration.name;
+  }
+  return declarations;
+}
+
+std::vector<std::vector<std::byte>> pack_container(
+    const QuantizedMatrix& matrix, const OutputModule& module) {
+  const std::vector<TensorDeclaration> declared = container_declarations(module);
+  std::vector<MatrixPart> parts = matrix.parts();
+  if (parts.size() != declared.size()) {
+    throw std::logic_error("a matrix has other parts than were declared: " + module.name);
+  }
+  std::vector<std::vector<std::byte>> tensors;
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    if (declared[i].name != module.name + "." + parts[i].name ||
+        declared[i].dtype != parts[i].dtype || declared[i].shape != parts[i].shape) {
+      throw std::logic_error("a part has another form than was declared: " + declared[i].name);
+    }
+    tensors.push_back(std::move(parts[i].bytes));
+  }
+  return tensors;
+}
+
+void check_container_holds(const OutputModule& module) {
+  if (module.scheme->bits < 1 || module.scheme->bits > 8) {
+    throw UnsupportedError(
+        "the container does not hold this width",
+        module.name,
+        fmt::format("expected 1 to 8 bits, found {}", module.scheme->bits),
+        "choose another --bits");
+  }
+}
+
+Json container_config_json(std::span<const OutputModule> modules, const Json& meta) {
+  Json named = Json::object();
+  for (const OutputModule& module : modules) {
+    if (!module.scheme) {
+      continue;
+    }
+    Json& entry = named[module.name];
+    entry = {{"kind", module.kind}, {"parameters", kind_of(module).parameters(module)}};
+    if (module.activation.active()) {
+      entry["activation"] = activation_json(module.activation);
+    }
+  }
+  return {
+      {"quant_method", "quern"},
+      {"version", kContainerVersion},
+      {"quantizer", fmt::format("quern:{}", kVersion)},
+      {"meta", meta},
+      {"modules", std::move(named)}};
+}
+
+}  // namespace quern

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "pipeline/manifest.h"
+
+#include "base/file.h"
+#include "kernels/blas.h"
+#include "kernels/kernels.h"
+#include "quern/version.h"
+
+#include <algorithm>
+#include <string_view>
+#include <utility>
+
+namespace quern {
+namespace {
+
+namespace fs = std::filesystem;
+
+// How people call the model: org/name for a snapshot in the hub's cache.
+std::string model_name(const fs::path& directory) {
+  const fs::path path = fs::weakly_canonical(fs::absolute(directory));
+  const std::string folder = path.parent_path().parent_path().filename().string();
+  constexpr std::string_view kCached = "models--";
+  const std::size_t split = folder.find("--", kCached.size());
+  if (path.parent_path().filename() == "snapshots" && folder.starts_with(kCached) &&
+      split != std::string::npos) {
+    return folder.substr(kCached.size(), split - kCached.size()) + "/" + folder.substr(split + 2);
+  }
+  return path.has_filename() ? path.filename().string() : path.parent_path().filename().string();
+}
+
+}  // namespace
+
+std::int64_t parameters_of(const Checkpoint& source) {
+  std::int64_t total = 0;
+  for (const auto& [name, view] : source.tensors().tensors()) {
+    total += view.count();
+  }
+  return total;
+}
+
+std::int64_t parameters_of(const ModelGraph& graph) {
+  std::int64_t total = graph.linear_parameters() + graph.embedding.parameters() +
+                       (graph.head_tied ? 0 : graph.head.parameters()) + graph.final_norm.size;
+  for (const Block& block : graph.blocks) {
+    total +=
+        block.attention_norm.size + block.mlp_norm.size + block.q_norm.size + block.k_norm.size;
+    for (const Linear& linear : block.linears) {
+      total += linear.has_bias ? linear.out_features : 0;
+    }
+  }
+  return total;
+}
+
+std::uint64_t tensor_bytes(const Checkpoint& checkpoint) {
+  std::uint64_t total = 0;
+  for (const auto& [name, view] : checkpoint.tensors().tensors()) {
+    total += view.bytes.size();
+  }
+  return total;
+}
+
+double bits_per_weight(std::uint64_t bytes, std::int64_t parameters) {
+  return parameters == 0 ? 0.0 : 8.0 * static_cast<double>(bytes) / static_cast<double>(parameters);
+}
+
+std::vector<fs::path> weight_files(const fs::path& directory) {
+  std::vector<fs::path> files;
+  for (const auto& entry : fs::directory_iterator(directory)) {
+    if (entry.path().extension() == ".safetensors" && entry.is_regular_file()) {
+      files.push_back(entry.path());
+    }
+  }
+  std::sort(files.begin(), files.end());
+  return files;
+}
+
+Json program_json(const Context& ctx) {
+  return {
+      {"version", kVersion},
+      {"commit", kCommit},
+      {"isa", ctx.kernels.isa},
+      {"blas", ctx.blas.description()}};
+}
+
+Json source_json(const Checkpoint& source, std::int64_t parameters) {
+  return {
+      {"id", model_name(source.directory())},
+      {"bytes", tensor_bytes(source)},
+      {"parameters", parameters},
+      {"bits_per_weight", bits_per_weight(tensor_bytes(source), parameters)},
+      {"files", files_json(source.directory())}};
+}
+
+Json files_json(const fs::path& directory) {
+  Json files = Json::array();
+  for (const fs::path& path : weight_files(directory)) {
+    files.push_back(
+        {{"name", path.filename().string()},
+         {"size", fs::file_size(path)},
+         {"sha256", sha256_of_file(path)}});
+  }
+  return files;
+}
+
+Json side_files_json(const SideFiles& files) {
+  Json skipped = Json::array();
+  for (const auto& file : files.skipped) {
+    skipped.push_back({{"name", file.name}, {"reason", file.reason}});
+  }
+  return {{"copied", files.copied}, {"skipped", std::move(skipped)}};
+}
+
+Json census_json(const Census& census) {
+  Json skipped = Json::array();
+  for (const CensusEntry& entry : census.skipped) {
+    skipped.push_back({{"name", entry.name}, {"reason", entry.reason}});
+  }
+  return {{"in", census.in}, {"out", census.out}, {"skipped", std::move(skipped)}};
+}
+
+std::uint64_t total_size(const Json& files) {
+  std::uint64_t bytes = 0;
+  for (const Json& file : files) {
+    bytes += file["size"].get<std::uint64_t>();
+  }
+  return bytes;
+}
+
+}  // namespace quern
