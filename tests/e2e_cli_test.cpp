@@ -79,7 +79,7 @@ TEST_F(CommandLine, VerbsAndOptions) {
   refused_quantize(2, {"--group-size", "128x"}, "group size");
   refused_quantize(3, {"--group-size", "48"}, "group size");
   refused_quantize(2, {"--method", "magic"}, "rtn");
-  refused_quantize(3, {"--format", "awq"}, "gptq_v2");
+  refused_quantize(3, {"--format", "exl3"}, "gptq_v2");
   refused_quantize(2, {"--symmetric", "--asymmetric"});
   refused_quantize(2, {"--order", "random"});
   refused_quantize(2, {"--damping", "nan"});

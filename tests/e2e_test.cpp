@@ -300,7 +300,7 @@ TEST_F(Plans, BrokenOnesAreRefused) {
     EXPECT_FALSE(error_of(result).empty()) << result.err;
     plan_ = good;
   };
-  plan_["linears"].erase(plan_["linears"].size() - 1);
+  plan_["linears"].erase(27);  // the last one of a block: tables may be missing
   refused(3);
   plan_["linears"].push_back(plan_["linears"][0]);
   refused(3);

@@ -50,7 +50,8 @@ class Plan : public ::testing::Test {
   }
 
   ModelGraph graph_ = small_graph();
-  QuantPlan plan_ = uniform_plan(graph_, "gptq", {.bits = 4, .symmetric = true, .group_size = 32});
+  QuantPlan plan_ =
+      uniform_plan(graph_, "gptq", {.bits = 4, .symmetric = true, .group_size = 32}, {});
 };
 
 void expect_equal(const QuantPlan& a, const QuantPlan& b) {
@@ -70,7 +71,8 @@ void expect_equal(const QuantPlan& a, const QuantPlan& b) {
 }
 
 TEST_F(Plan, UniformCoversEveryLinearOfEveryBlock) {
-  ASSERT_EQ(plan_.linears.size(), 14U);
+  // Seven linears in each of two blocks, then the tables, which stay as they are.
+  ASSERT_EQ(plan_.linears.size(), 16U);
   EXPECT_EQ(plan_.linears[0].name, "model.layers.0.self_attn.q_proj");
   EXPECT_EQ(plan_.linears[13].name, "model.layers.1.mlp.down_proj");
   EXPECT_EQ(plan_.linears[13].layer, 1);
@@ -78,11 +80,32 @@ TEST_F(Plan, UniformCoversEveryLinearOfEveryBlock) {
   EXPECT_EQ(plan_.linears[13].out_features, 64);
   EXPECT_EQ(plan_.linears[13].in_features, 96);
   for (const PlannedLinear& linear : plan_.linears) {
-    EXPECT_EQ(linear.method, "gptq");
+    EXPECT_EQ(linear.method, linear.is_table() ? "keep" : "gptq");
     EXPECT_EQ(linear.scheme.group_size, 32);
     EXPECT_EQ(plan_.find(linear.name), &linear);
   }
-  EXPECT_EQ(plan_.find("lm_head"), nullptr);
+  EXPECT_EQ(plan_.linears[14].role, Role::kEmbedding);
+  EXPECT_EQ(plan_.linears[15].name, "lm_head");
+  EXPECT_EQ(plan_.find("model.norm"), nullptr);
+}
+
+TEST_F(Plan, ATiedTableObeysTheStricterOfItsTwoUses) {
+  const QuantScheme scheme = {.bits = 4, .symmetric = false, .group_size = 32};
+  ModelGraph tied = graph_;
+  tied.head_tied = true;
+  tied.head.module = tied.embedding.module;
+  const auto embedding = [&](const ModelGraph& graph, const TableChoice& choice) {
+    const QuantPlan plan = uniform_plan(graph, "gptq", scheme, choice);
+    return *plan.find(graph.embedding.module);
+  };
+  EXPECT_EQ(embedding(graph_, {4, 1000, 16}).scheme.bits, 4);
+  EXPECT_EQ(embedding(graph_, {4, 1000, 16}).hot_rows, 1000);
+  EXPECT_TRUE(embedding(graph_, {4, 1000, 16}).scheme.symmetric);
+  EXPECT_EQ(embedding(tied, {4, 1000, 16}).scheme.bits, 6);
+  EXPECT_EQ(embedding(tied, {4, 1000, 8}).scheme.bits, 8);
+  EXPECT_EQ(embedding(tied, {4, 1000, 8}).hot_rows, 0);  // all rows have 8 bits already
+  EXPECT_EQ(embedding(tied, {8, 0, 4}).scheme.bits, 8);
+  EXPECT_TRUE(embedding(tied, {16, 0, 4}).keep());
 }
 
 TEST_F(Plan, JsonRoundTrips) {

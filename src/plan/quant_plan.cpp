@@ -88,7 +88,6 @@ QuantPlan uniform_plan(
     const QuantScheme& scheme,
     const TableChoice& tables) {
   QuantPlan plan;
-  plan.linears.push_back(planned_embedding(graph, scheme, tables));
   for (const Block& block : graph.blocks) {
     for (const Linear& linear : block.linears) {
       PlannedLinear entry = planned(linear, block.index);
@@ -98,6 +97,7 @@ QuantPlan uniform_plan(
       plan.linears.push_back(std::move(entry));
     }
   }
+  plan.linears.push_back(planned_embedding(graph, scheme, tables));
   if (!graph.head_tied) {
     PlannedLinear entry = planned(graph.head, graph.config.layers);
     entry.method = tables.head_bits < 16 ? method : "keep";
@@ -141,12 +141,12 @@ QuantPlan read_plan(const Json& document, const std::string& where, const ModelG
     }
     plan.linears.push_back(std::move(entry));
   };
-  take(graph.embedding, -1, false);
   for (const Block& block : graph.blocks) {
     for (const Linear& linear : block.linears) {
       take(linear, block.index, true);
     }
   }
+  take(graph.embedding, -1, false);
   if (!graph.head_tied) {
     take(graph.head, graph.config.layers, false);
   }

@@ -29,7 +29,7 @@ struct PlannedLinear {
 };
 
 // Linear -> scheme, method, reason: what `plan` writes, `quantize` obeys, a person can edit. In the
-// order of the graph.
+// order of the graph, the tables over the vocabulary last.
 struct QuantPlan {
   std::string transform;  // of quant/scaling.h, at every site; empty: none
   std::vector<PlannedLinear> linears;
