@@ -3,9 +3,9 @@
 
 #include "base/file.h"
 #include "base/mapped_file.h"
-#include "format/ggml_types.h"
 #include "format/gguf_metadata.h"
 #include "format/planned_bytes.h"
+#include "quant/ggml_types.h"
 #include "tensor/tensor.h"
 
 #include <cstddef>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "format/ggml_types.h"
 #include "format/gguf_file.h"
 #include "format/safetensors.h"
+#include "quant/ggml_types.h"
 
 #include <gtest/gtest.h>
 

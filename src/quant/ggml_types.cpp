@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "format/ggml_types.h"
+#include "quant/ggml_types.h"
 
 #include "base/half.h"
 
