@@ -49,7 +49,8 @@ constexpr std::array<SplitName, 8> kSplitNames = {{
 // conversion/base.py); with emoji, digits in runs, marks that combine and contractions it divides
 // those above.
 constexpr std::string_view kProbe =
-    "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n🚀 (normal) 😶‍🌫️ (multiple emojis "
+    "\n \n\n \n\n\n \t \t\t \t\n  \n   \n    \n     \n🚀 (normal) 😶‍🌫️ (multiple "
+    "emojis "
     "concatenated) ✅ 🦙🦙 3 33 "
     "333 3333 33333 333333 3333333 33333333 3.3 3..3 3...3 កាន់តែពិសេសអាច😁 "
     "?我想在apple工作1314151天～ ------======= "
@@ -338,6 +339,11 @@ Tokenizer tokenizer_from_gguf(const GgufMetadata& metadata) {
 Tokenizer open_tokenizer(const std::filesystem::path& path) {
   return path.extension() == ".gguf" ? tokenizer_from_gguf(GgufFile::open(path)->metadata())
                                      : load_tokenizer(path);
+}
+
+Tokenizer open_tokenizer(const Checkpoint& checkpoint) {
+  const std::vector<std::filesystem::path> files = checkpoint.self_contained_files();
+  return open_tokenizer(files.empty() ? checkpoint.directory() : files.front());
 }
 
 }  // namespace quern

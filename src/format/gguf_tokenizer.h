@@ -3,6 +3,7 @@
 
 #include "base/json.h"
 #include "format/gguf_metadata.h"
+#include "tensor/checkpoint.h"
 #include "tokenizer/tokenizer.h"
 
 #include <cstdint>
@@ -36,5 +37,6 @@ void add_gguf_tokenizer(
 
 // The tokenizer that belongs to a model: that inside of a .gguf file, else as load_tokenizer.
 [[nodiscard]] Tokenizer open_tokenizer(const std::filesystem::path& path);
+[[nodiscard]] Tokenizer open_tokenizer(const Checkpoint& checkpoint);
 
 }  // namespace quern
