@@ -88,7 +88,7 @@ class Cursor {
   void need(std::uint64_t bytes, const char* what) const {
     if (bytes > left()) {
       throw ParseError(
-          "the file ends inside its header",
+          "the GGUF file ends inside its header",
           place(),
           fmt::format("expected {} bytes of {}, found {}", bytes, what, left()),
           "check that the download is complete");

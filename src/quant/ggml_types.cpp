@@ -118,8 +118,10 @@ void write_chunks(Bytes codes, int half, Out bytes) {
 
 // Q5_0 and Q5_1: bit i of 32 is the fifth bit of code i.
 void read_fifth_bits(Bytes bits, Out codes) {
-  for (int i = 0; i < 32; ++i) {
-    codes[i] |= byte_of(((bits[i / 8] >> (i % 8)) & 1U) << 4U);
+  for (int byte = 0; byte < 4; ++byte) {
+    for (int bit = 0; bit < 8; ++bit) {
+      codes[8 * byte + bit] |= byte_of(((bits[byte] >> bit) & 1U) << 4U);
+    }
   }
 }
 
@@ -130,31 +132,44 @@ void write_fifth_bits(Bytes codes, Out bits) {
   }
 }
 
+// The loops over runs of 32 codes are what compilers turn into vector instructions.
+constexpr int kRun = 32;
+
 // Q3_K and Q5_K: bit j of byte l is bit `bit` of code 32 j + l.
 void read_high_bits(Bytes bits, int bit, Out codes) {
-  for (int i = 0; i < kSuper; ++i) {
-    codes[i] |= byte_of(((bits[i % 32] >> (i / 32)) & 1U) << bit);
+  for (int j = 0; j < kSuper / kRun; ++j) {
+    for (int l = 0; l < kRun; ++l) {
+      codes[kRun * j + l] |= byte_of(((bits[l] >> j) & 1U) << bit);
+    }
   }
 }
 
 void write_high_bits(Bytes codes, int bit, Out bits) {
-  std::memset(bits, 0, 32);
-  for (int i = 0; i < kSuper; ++i) {
-    bits[i % 32] |= byte_of(((unsigned{codes[i]} >> bit) & 1U) << (i / 32));
+  std::memset(bits, 0, kRun);
+  for (int j = 0; j < kSuper / kRun; ++j) {
+    for (int l = 0; l < kRun; ++l) {
+      bits[l] |= byte_of(((unsigned{codes[kRun * j + l]} >> bit) & 1U) << j);
+    }
   }
 }
 
 // Q2_K and Q3_K: code 128 h + 32 s + l is at bit 2 s of byte 32 h + l.
 void read_pairs(Bytes bytes, Out codes) {
-  for (int i = 0; i < kSuper; ++i) {
-    codes[i] = (bytes[i / 128 * 32 + i % 32] >> (i / 32 % 4 * 2)) & 3U;
+  for (int j = 0; j < kSuper / kRun; ++j) {
+    Bytes from = bytes + j / 4 * kRun;
+    for (int l = 0; l < kRun; ++l) {
+      codes[kRun * j + l] = (from[l] >> (j % 4 * 2)) & 3U;
+    }
   }
 }
 
 void write_pairs(Bytes codes, Out bytes) {
-  std::memset(bytes, 0, 64);
-  for (int i = 0; i < kSuper; ++i) {
-    bytes[i / 128 * 32 + i % 32] |= byte_of((codes[i] & 3U) << (i / 32 % 4 * 2));
+  std::memset(bytes, 0, 2 * kRun);
+  for (int j = 0; j < kSuper / kRun; ++j) {
+    Out to = bytes + j / 4 * kRun;
+    for (int l = 0; l < kRun; ++l) {
+      to[l] |= byte_of((codes[kRun * j + l] & 3U) << (j % 4 * 2));
+    }
   }
 }
 
