@@ -20,7 +20,7 @@ MAY_INCLUDE = {
     "kernels": ["base"],
     "tokenizer": ["base"],
     "quant": ["tensor", "kernels"],
-    "format": ["quant", "tensor"],
+    "format": ["model", "quant", "tensor", "tokenizer"],
     "model": ["tensor", "quant"],
     "report": ["base", "tensor", "quant", "model"],
     "nn": ["model", "quant", "kernels"],

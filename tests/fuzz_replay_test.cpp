@@ -15,6 +15,13 @@
 #include "../fuzz/json_config_fuzz.cpp"
 #undef LLVMFuzzerTestOneInput
 
+#define LLVMFuzzerTestOneInput fuzz_gguf
+#include "../fuzz/gguf_fuzz.cpp"
+#undef LLVMFuzzerTestOneInput
+#define LLVMFuzzerTestOneInput fuzz_imatrix
+#include "../fuzz/imatrix_fuzz.cpp"
+#undef LLVMFuzzerTestOneInput
+
 #include "base/file.h"
 
 #include <filesystem>
@@ -45,6 +52,12 @@ TEST(FuzzReplay, GptqConfig) {
 }
 TEST(FuzzReplay, GptqTensors) {
   replay("gptq_tensors", fuzz_gptq_tensors);
+}
+TEST(FuzzReplay, Gguf) {
+  replay("gguf", fuzz_gguf);
+}
+TEST(FuzzReplay, Imatrix) {
+  replay("imatrix", fuzz_imatrix);
 }
 TEST(FuzzReplay, JsonConfig) {
   replay("json_config", fuzz_json_config);

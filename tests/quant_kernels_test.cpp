@@ -180,6 +180,62 @@ TEST_P(QuantKernels, DescendColumns) {
   EXPECT_LE(rows_that_differ(delta, wide_delta, codes, wide_codes), 1);
 }
 
+// Sums of 32 products in another order: a relative 32 * 2^-24 of the sum of magnitudes, which for
+// these values is below 1e-5 of the largest term. Rounding a value that lies half-way between two
+// codes the other way moves the code sums by one weight but hardly the error; no such value occurs.
+TEST_P(QuantKernels, FitAffineAndLevels) {
+  constexpr std::int64_t kCandidates = 4;
+  const std::vector<float> x = random_floats(32, 0.05F, 11);
+  std::vector<float> w = random_floats(32, 1.0F, 12);
+  for (float& value : w) {
+    value = std::abs(value);
+  }
+  const std::vector<float> scales = {0.01F, -0.013F, 0.0F, 0.004F};
+  const std::vector<float> minimums = {0.08F, 0.0F, 0.03F, -0.01F};
+  const std::vector<float> levels = {
+      -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+  std::vector<float> steps(15);
+  for (std::size_t k = 0; k < steps.size(); ++k) {
+    steps[k] = (levels[k] + levels[k + 1]) / 2;
+  }
+  for (const std::int64_t n : {16, 32}) {
+    std::vector<float> expected(kCandidates * 4);
+    std::vector<float> found(expected.size());
+    const auto compare = [&](const char* what) {
+      for (std::size_t i = 0; i < expected.size(); ++i) {
+        EXPECT_NEAR(found[i], expected[i], 2e-5F * std::abs(expected[i]) + 1e-6F)
+            << what << ' ' << i;
+      }
+    };
+    for (auto [table, sums] : {std::pair(&scalar_, &expected), std::pair(&wide_, &found)}) {
+      table->fit_affine(
+          x.data(),
+          w.data(),
+          n,
+          scales.data(),
+          minimums.data(),
+          -4.0F,
+          15.0F,
+          kCandidates,
+          sums->data());
+    }
+    compare("affine");
+    const std::vector<float> fine = {0.001F, -0.0013F, 0.0F, 0.0004F};
+    for (auto [table, sums] : {std::pair(&scalar_, &expected), std::pair(&wide_, &found)}) {
+      table->fit_levels(
+          x.data(),
+          w.data(),
+          n,
+          fine.data(),
+          levels.data(),
+          steps.data(),
+          kCandidates,
+          sums->data());
+    }
+    compare("levels");
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Levels, QuantKernels, ::testing::Values("avx2", "avx512"));
 
 // OpenBLAS without locks gives wrong products here within a few thousand calls.

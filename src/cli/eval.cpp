@@ -6,6 +6,7 @@
 #include "cli/verb.h"
 #include "eval/perplexity.h"
 #include "format/checkpoint.h"
+#include "format/gguf_tokenizer.h"
 #include "tokenizer/tokenizer.h"
 
 #include <fmt/format.h>
@@ -80,6 +81,13 @@ PerplexityOptions perplexity_options(const EvalArguments& arguments, const Token
 
 std::uint64_t weight_bytes(const Checkpoint& checkpoint) {
   std::uint64_t bytes = 0;
+  const std::vector<std::filesystem::path> files = checkpoint.self_contained_files();
+  for (const std::filesystem::path& file : files) {
+    bytes += std::filesystem::file_size(file);
+  }
+  if (!files.empty()) {
+    return bytes;
+  }
   for (const auto& entry : std::filesystem::directory_iterator(checkpoint.directory())) {
     bytes += entry.path().extension() == ".safetensors" ? entry.file_size() : 0;
   }
@@ -98,7 +106,7 @@ int run_eval(Session& session, const EvalArguments& arguments) {
   if (!arguments.reference.empty()) {
     reference.emplace(load_model(open_checkpoint(resolve_model(arguments.reference))));
   }
-  const Tokenizer tokenizer = load_tokenizer(model.checkpoint->directory());
+  const Tokenizer tokenizer = open_tokenizer(*model.checkpoint);
   const PerplexityOptions options = perplexity_options(arguments, tokenizer);
   Decoder decoder(ctx, model);
   std::optional<Decoder> reference_decoder;

@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "cli/verb.h"
 #include "format/checkpoint.h"
+#include "format/gguf_tokenizer.h"
 #include "tokenizer/tokenizer.h"
 
 #include <fmt/format.h>
@@ -28,7 +29,7 @@ double rate(std::size_t tokens, double seconds) {
 int run_generate(Session& session, const GenerateArguments& arguments) {
   const Context& ctx = session.context();
   const Model model = load_model(open_checkpoint(resolve_model(arguments.model)));
-  const Tokenizer tokenizer = load_tokenizer(model.checkpoint->directory());
+  const Tokenizer tokenizer = open_tokenizer(*model.checkpoint);
   EncodeOptions encode;
   encode.add_special_tokens = true;
   const std::vector<std::int32_t> prompt = tokenizer.encode(arguments.prompt, encode);

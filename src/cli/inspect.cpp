@@ -84,8 +84,7 @@ Json hazards(const ModelGraph& graph, const Checkpoint& checkpoint, std::uint64_
 
 int run_inspect(Session& session, const std::string& model_text) {
   const auto checkpoint = open_checkpoint(resolve_model(model_text));
-  const ModelGraph graph =
-      build_graph(checkpoint->config(), (checkpoint->directory() / "config.json").string());
+  const ModelGraph graph = build_graph(checkpoint->config(), checkpoint->config_place());
   check_tensors(graph, *checkpoint);
   const ModelConfig& config = graph.config;
   const std::uint64_t bytes = tensor_bytes(*checkpoint);

@@ -2,6 +2,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "cli/verb.h"
+#include "format/gguf_tokenizer.h"
 #include "tokenizer/tokenizer.h"
 
 #include <fmt/format.h>
@@ -64,7 +65,7 @@ int run_tokenize(Session& session, const TokenizeArguments& arguments) {
         "exactly one of --text and --file is expected",
         "quern tokenize DIR --text Hello");
   }
-  const Tokenizer tokenizer = load_tokenizer(resolve_model(arguments.model));
+  const Tokenizer tokenizer = open_tokenizer(resolve_model(arguments.model));
   EncodeOptions options;
   options.add_special_tokens = arguments.special;
   if (arguments.file) {

@@ -99,11 +99,7 @@ CheckpointSource read_source(const std::filesystem::path& path) {
 
 std::unique_ptr<Checkpoint> open_checkpoint(const std::filesystem::path& path) {
   if (path.extension() == ".gguf") {
-    throw UnsupportedError(
-        "quern does not read GGUF files",
-        path.string(),
-        "expected a directory with config.json and safetensors files, found a .gguf file",
-        "use the safetensors release of the model");
+    return open_gguf(path);
   }
   CheckpointSource source = read_source(path);
   std::string known;

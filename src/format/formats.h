@@ -57,6 +57,9 @@ struct CheckpointFormat {
 [[nodiscard]] bool is_quern(const CheckpointSource& source);
 [[nodiscard]] std::unique_ptr<Checkpoint> open_quern(CheckpointSource source);
 
+// gguf_checkpoint.cpp: a .gguf file (or its parts), which has everything in it.
+[[nodiscard]] std::unique_ptr<Checkpoint> open_gguf(const std::filesystem::path& path);
+
 // The weight of a linear that is stored as it was trained: MODULE.weight [out, in] in F16, BF16 or
 // F32. Throws ParseError when it is missing or has other sizes, UnsupportedError for other types.
 [[nodiscard]] StoredLinear load_dense_linear(

@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "format/lfs_pointer.h"
 
 #include <fmt/format.h>
 
@@ -33,14 +34,7 @@ std::string tensor_place(const std::string& where, const std::string& name) {
 // The JSON text of the header; its bounds were checked against the file.
 std::string_view header_text(std::span<const std::byte> file, const std::string& where) {
   const char* text = reinterpret_cast<const char*>(file.data());
-  constexpr std::string_view kPointer = "version https://git-lfs";
-  if (std::string_view(text, file.size()).substr(0, kPointer.size()) == kPointer) {
-    throw ParseError(
-        "a Git LFS pointer stands where the weights should be",
-        where,
-        fmt::format("expected a safetensors file, found {} bytes of pointer text", file.size()),
-        "run `git lfs pull` in the directory of the model");
-  }
+  refuse_lfs_pointer(file, where);
   if (file.size() < kLengthBytes) {
     throw ParseError(
         "not a safetensors file",

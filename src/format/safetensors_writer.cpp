@@ -200,6 +200,9 @@ SafetensorsWriter::SafetensorsWriter(
           "name another directory, or remove the old weights");
     }
   }
+  for (const auto& [name, slot] : layout_.slots) {
+    planned_.plan(name, slot.bytes);
+  }
   for (const SafetensorsLayout::File& file : layout_.files) {
     files_.push_back(std::make_unique<AtomicFile>(directory / file.name));
     files_.back()->reserve(file.bytes);
@@ -208,36 +211,22 @@ SafetensorsWriter::SafetensorsWriter(
 }
 
 void SafetensorsWriter::write(const std::string& name, std::span<const std::byte> bytes) {
-  const auto slot = layout_.slots.find(name);
-  if (slot != layout_.slots.end() && slot->second.bytes != bytes.size()) {
-    misuse(name, fmt::format("expected {} bytes, got {}", slot->second.bytes, bytes.size()));
-  }
-  if (written_.count(name) != 0) {
-    misuse(name, "written twice");
-  }
-  append(name, bytes);
+  planned_.write(name, bytes.size());
+  write_at(name, 0, bytes);
 }
 
 void SafetensorsWriter::append(const std::string& name, std::span<const std::byte> bytes) {
-  const auto slot = layout_.slots.find(name);
-  if (slot == layout_.slots.end()) {
-    misuse(name, "not declared");
-  }
-  std::uint64_t& written = written_[name];
-  if (bytes.size() > slot->second.bytes - written) {
-    misuse(name, fmt::format("more than its {} bytes", slot->second.bytes));
-  }
-  files_.at(slot->second.file)->write_at(slot->second.offset + written, bytes);
-  written += bytes.size();
+  write_at(name, planned_.append(name, bytes.size()), bytes);
+}
+
+void SafetensorsWriter::write_at(
+    const std::string& name, std::uint64_t begin, std::span<const std::byte> bytes) {
+  const SafetensorsLayout::Slot& slot = layout_.slots.at(name);
+  files_.at(slot.file)->write_at(slot.offset + begin, bytes);
 }
 
 void SafetensorsWriter::finish() {
-  for (const auto& [name, slot] : layout_.slots) {
-    const auto written = written_.find(name);
-    if (written == written_.end() || written->second != slot.bytes) {
-      misuse(name, "not written completely");
-    }
-  }
+  planned_.check_complete();
   for (const auto& file : files_) {
     file->commit();
   }

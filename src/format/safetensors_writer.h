@@ -2,6 +2,7 @@
 #pragma once
 
 #include "base/file.h"
+#include "format/planned_bytes.h"
 #include "tensor/tensor.h"
 
 #include <cstddef>
@@ -75,10 +76,12 @@ class SafetensorsWriter {
   [[nodiscard]] const SafetensorsLayout& layout() const noexcept { return layout_; }
 
  private:
+  void write_at(const std::string& name, std::uint64_t begin, std::span<const std::byte> bytes);
+
   std::filesystem::path directory_;
   SafetensorsLayout layout_;
   std::vector<std::unique_ptr<AtomicFile>> files_;
-  std::map<std::string, std::uint64_t> written_;  // bytes so far
+  PlannedBytes planned_;
 };
 
 }  // namespace quern

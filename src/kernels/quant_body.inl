@@ -4,7 +4,8 @@
 // linker. No include guard and no includes, because it is a body, not an interface.
 //
 // Vec has load, store, set1, zero; + - * /; min, max, round (ties to even), fma(a, b, c) = a b + c,
-// fnma(a, b, c) = c - a b, abs, power04 (|x|^0.4 to about 1e-5) and store_codes (to bytes).
+// fnma(a, b, c) = c - a b, abs, power04 (|x|^0.4 to about 1e-5), store_codes (to bytes), above(a,
+// b, c) = c where a > b, else 0, and store_sums(a, b, c, d, to): the sums over the lanes of each.
 
 // Rows in flight at once: four independent chains hide the latency of the multiply-adds.
 constexpr int kChains = 4;
@@ -244,10 +245,85 @@ void descend_columns(
   }
 }
 
+// What a candidate leaves of some values: see fit_affine in quant_ops.def.
+struct FitSums {
+  Vec error;
+  Vec l;
+  Vec square;
+  Vec product;
+
+  void add(Vec x, Vec w, Vec q, Vec scale, Vec minimum) {
+    const Vec e = fma(scale, q, Vec::zero() - minimum) - x;
+    const Vec weighted = w * q;
+    error = fma(w * e, e, error);
+    l = l + weighted;
+    square = fma(weighted, q, square);
+    product = fma(weighted, x, product);
+  }
+};
+
+void fit_affine(
+    const float* x,
+    const float* w,
+    int64_t n,
+    const float* scales,
+    const float* minimums,
+    float low,
+    float high,
+    int64_t candidates,
+    float* sums) {
+  const Vec lowest = Vec::set1(low);
+  const Vec highest = Vec::set1(high);
+  for (int64_t c = 0; c < candidates; ++c) {
+    const Vec inverse = Vec::set1(scales[c] == 0 ? 0.0F : 1 / scales[c]);
+    const Vec scale = Vec::set1(scales[c]);
+    const Vec minimum = Vec::set1(minimums[c]);
+    FitSums fit = {Vec::zero(), Vec::zero(), Vec::zero(), Vec::zero()};
+    for (int64_t i = 0; i < n; i += kRowLanes) {
+      const Vec value = Vec::load(x + i);
+      const Vec q = round(min(max((value + minimum) * inverse, lowest), highest));
+      fit.add(value, Vec::load(w + i), q, scale, minimum);
+    }
+    store_sums(fit.error, fit.l, fit.square, fit.product, sums + 4 * c);
+  }
+}
+
+void fit_levels(
+    const float* x,
+    const float* w,
+    int64_t n,
+    const float* scales,
+    const float* levels,
+    const float* steps,
+    int64_t candidates,
+    float* sums) {
+  constexpr int kSteps = 15;
+  Vec heights[kSteps];
+  for (int k = 0; k < kSteps; ++k) {
+    heights[k] = Vec::set1(levels[k + 1] - levels[k]);
+  }
+  for (int64_t c = 0; c < candidates; ++c) {
+    const Vec inverse = Vec::set1(scales[c] == 0 ? 0.0F : 1 / scales[c]);
+    FitSums fit = {Vec::zero(), Vec::zero(), Vec::zero(), Vec::zero()};
+    for (int64_t i = 0; i < n; i += kRowLanes) {
+      const Vec value = Vec::load(x + i);
+      const Vec t = value * inverse;
+      Vec q = Vec::set1(levels[0]);
+      for (int k = 0; k < kSteps; ++k) {
+        q = q + above(t, Vec::set1(steps[k]), heights[k]);
+      }
+      fit.add(value, Vec::load(w + i), q, Vec::set1(scales[c]), Vec::zero());
+    }
+    store_sums(fit.error, fit.l, fit.square, fit.product, sums + 4 * c);
+  }
+}
+
 void install_quant(KernelOps& ops) {
   ops.fit_grids = fit_grids;
   ops.fit_grids_power24 = fit_grids_power24;
   ops.round_columns = round_columns;
   ops.gptq_columns = gptq_columns;
   ops.descend_columns = descend_columns;
+  ops.fit_affine = fit_affine;
+  ops.fit_levels = fit_levels;
 }

@@ -94,6 +94,23 @@ void scale_llama3(const JsonReader& rope, std::vector<double>& frequencies) {
   }
 }
 
+// GGUF files hold the divisors that follow from Llama 3.1's numbers instead of those.
+void divide_frequencies(const JsonReader& rope, std::vector<double>& frequencies) {
+  const Json& factors = rope.get_array("factors");
+  for (std::size_t m = 0; m < frequencies.size(); ++m) {
+    const bool is_there = factors.size() == frequencies.size() && factors[m].is_number();
+    const double factor = is_there ? factors[m].get<double>() : 0;
+    if (!(factor > 0)) {
+      throw ParseError(
+          "a key is out of range",
+          rope.place("factors"),
+          fmt::format("expected {} positive numbers", frequencies.size()),
+          "check the file");
+    }
+    frequencies[m] /= factor;
+  }
+}
+
 // YaRN (arXiv 2309.00071) as transformers computes it; static, whatever the current length.
 double scale_yarn(
     const JsonReader& rope,
@@ -178,6 +195,8 @@ Rope read_rope(const JsonReader& config, const ModelConfig& model, bool theta_re
       for (double& f : frequencies) {
         f /= factor;
       }
+    } else if (type == "frequency_factors") {
+      divide_frequencies(*scaling, frequencies);
     } else if (type != "default") {
       throw UnsupportedError(
           "a rope type that quern does not compute",

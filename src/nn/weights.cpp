@@ -79,8 +79,7 @@ void release_block_weights(const BlockWeights& weights, const Checkpoint& checkp
 
 Model load_model(std::unique_ptr<Checkpoint> checkpoint) {
   Model model;
-  model.graph =
-      build_graph(checkpoint->config(), (checkpoint->directory() / "config.json").string());
+  model.graph = build_graph(checkpoint->config(), checkpoint->config_place());
   check_tensors(model.graph, *checkpoint);
   model.embedding = load_linear_weights(model.graph.embedding, *checkpoint);
   for (const Block& block : model.graph.blocks) {

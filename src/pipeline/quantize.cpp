@@ -403,7 +403,7 @@ PreparedRun prepare_quantize(const Context& ctx, const QuantizeOptions& options)
         "found the format " + run.source->format(),
         "start from the BF16 release");
   }
-  run.graph = build_graph(run.source->config(), (run.source->directory() / "config.json").string());
+  run.graph = build_graph(run.source->config(), run.source->config_place());
   check_tensors(run.graph, *run.source);
   run.plan = options.plan_file.empty()
                  ? uniform_plan(run.graph, options.method, options.scheme, options.tables)

@@ -139,8 +139,7 @@ Comparison compare(
 
 Json verify_checkpoint(const Context& ctx, const Checkpoint& checkpoint, const Checkpoint* source) {
   Json problems = Json::array();
-  const ModelGraph graph =
-      build_graph(checkpoint.config(), (checkpoint.directory() / "config.json").string());
+  const ModelGraph graph = build_graph(checkpoint.config(), checkpoint.config_place());
   check_tensors(graph, checkpoint);
   std::int64_t quantized = 0;
   for (const Block& block : graph.blocks) {

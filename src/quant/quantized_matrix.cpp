@@ -2,6 +2,7 @@
 #include "quant/quantized_matrix.h"
 
 #include "base/error.h"
+#include "quant/ggml_matrix.h"
 #include "quant/mixed_rows.h"
 #include "quant/packed_linear.h"
 
@@ -26,6 +27,7 @@ struct MatrixKind {
 constexpr std::array kKinds = {
     MatrixKind{PackedLinear::kKind, PackedLinear::restore},
     MatrixKind{MixedRows::kKind, MixedRows::restore},
+    MatrixKind{GgmlMatrix::kKind, GgmlMatrix::restore},
 };
 
 }  // namespace

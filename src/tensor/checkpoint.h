@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 namespace quern {
 
@@ -29,8 +30,17 @@ class Checkpoint {
 
   [[nodiscard]] virtual const std::filesystem::path& directory() const = 0;
   [[nodiscard]] virtual const Json& config() const = 0;  // config.json as it stands
+  // Where config() was read from, for messages.
+  [[nodiscard]] virtual std::string config_place() const {
+    return (directory() / "config.json").string();
+  }
+  // The files of a model that has everything in them, tokenizer and configuration included (GGUF);
+  // empty for a directory of files.
+  [[nodiscard]] virtual std::vector<std::filesystem::path> self_contained_files() const {
+    return {};
+  }
   [[nodiscard]] virtual const TensorStore& tensors() const = 0;
-  // "dense", "gptq", "gptq_v2": what the linears are stored as.
+  // "dense", "gptq", "gptq_v2", "gguf": what the linears are stored as.
   [[nodiscard]] virtual std::string format() const = 0;
   // `module` without ".weight", e.g. "model.layers.0.mlp.up_proj". Throws ParseError when the file
   // does not hold it with these sizes.

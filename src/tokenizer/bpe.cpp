@@ -193,6 +193,21 @@ std::size_t MergeTable::slot_of(std::uint64_t pair) const noexcept {
   return slot;
 }
 
+std::vector<MergeTable::Pair> MergeTable::pairs() const {
+  std::vector<Pair> all;
+  all.reserve(count_);
+  for (const Merge& merge : slots_) {
+    if (merge.pair != kNoPair) {
+      all.push_back(
+          {static_cast<std::int32_t>(merge.pair >> 32U),
+           static_cast<std::int32_t>(merge.pair & 0xffffffffU),
+           merge.rank});
+    }
+  }
+  std::sort(all.begin(), all.end(), [](const Pair& a, const Pair& b) { return a.rank < b.rank; });
+  return all;
+}
+
 void BpeModel::find_bytes() {
   byte_ids.fill(-1);
   for (unsigned byte = 0; byte < 256; ++byte) {

@@ -27,6 +27,13 @@ class MergeTable {
   void set(std::int32_t left, std::int32_t right, std::uint32_t rank, std::int32_t id);
   [[nodiscard]] const Merge* find(std::int32_t left, std::int32_t right) const noexcept;
   [[nodiscard]] std::size_t count() const noexcept { return count_; }
+  // All merges, by rank.
+  struct Pair {
+    std::int32_t left = -1;
+    std::int32_t right = -1;
+    std::uint32_t rank = 0;
+  };
+  [[nodiscard]] std::vector<Pair> pairs() const;
 
  private:
   static constexpr std::uint64_t kNoPair = ~std::uint64_t{0};

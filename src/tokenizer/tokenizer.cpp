@@ -287,6 +287,10 @@ bool Tokenizer::adds_bos() const noexcept {
   return parts.bos && !parts.prefix.empty() && parts.prefix.front() == *parts.bos;
 }
 
+const TokenizerParts& Tokenizer::parts() const noexcept {
+  return state_->parts;
+}
+
 StreamDecoder::StreamDecoder(Tokenizer tokenizer, bool skip_special)
     : tokenizer_(std::move(tokenizer)),
       skip_special_(skip_special),

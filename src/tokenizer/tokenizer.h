@@ -83,6 +83,8 @@ class Tokenizer {
   // All ids that end generation: eos_id() first, then generation_config.json's (or config.json's).
   [[nodiscard]] const std::vector<std::int32_t>& eos_ids() const noexcept;
   [[nodiscard]] bool adds_bos() const noexcept;  // add_special_tokens would put BOS first
+  // What it was made of, for formats that carry their tokenizer with them.
+  [[nodiscard]] const TokenizerParts& parts() const noexcept;
 
  private:
   friend class StreamDecoder;

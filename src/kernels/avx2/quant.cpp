@@ -60,6 +60,19 @@ inline Vec round(Vec x) {
   return {_mm256_round_ps(x.a, kNearest), _mm256_round_ps(x.b, kNearest)};
 }
 
+inline __m256 above(__m256 x, __m256 bound, __m256 value) {
+  return _mm256_and_ps(_mm256_cmp_ps(x, bound, _CMP_GT_OQ), value);
+}
+inline Vec above(Vec x, Vec bound, Vec value) {
+  return {above(x.a, bound.a, value.a), above(x.b, bound.b, value.b)};
+}
+inline void store_sums(Vec x, Vec y, Vec z, Vec u, float* to) {
+  const __m256 xy = _mm256_hadd_ps(_mm256_add_ps(x.a, x.b), _mm256_add_ps(y.a, y.b));
+  const __m256 zu = _mm256_hadd_ps(_mm256_add_ps(z.a, z.b), _mm256_add_ps(u.a, u.b));
+  const __m256 halves = _mm256_hadd_ps(xy, zu);
+  _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1)));
+}
+
 // 0.4 of the bit pattern, with the bias of the exponent put back: within 4.5 % of x^0.4.
 inline __m256 guess04(__m256 x) {
   const __m256 scaled =

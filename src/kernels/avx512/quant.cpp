@@ -54,6 +54,19 @@ inline Vec round(Vec a) {
   return {_mm512_roundscale_ps(a.x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
 
+inline Vec above(Vec x, Vec bound, Vec value) {
+  return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.x, bound.x, _CMP_GT_OQ), value.x)};
+}
+inline __m256 halves_added(Vec a) {
+  return _mm256_add_ps(_mm512_castps512_ps256(a.x), _mm512_extractf32x8_ps(a.x, 1));
+}
+inline void store_sums(Vec x, Vec y, Vec z, Vec u, float* to) {
+  const __m256 xy = _mm256_hadd_ps(halves_added(x), halves_added(y));
+  const __m256 zu = _mm256_hadd_ps(halves_added(z), halves_added(u));
+  const __m256 halves = _mm256_hadd_ps(xy, zu);
+  _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1)));
+}
+
 // x^0.4 for x >= 0: x = 2^e m with m in [1, 2); a first guess from the bits, then Newton steps on
 // y^5 = x^2, each squaring the relative error (times 2).
 inline Vec power04(Vec x) {

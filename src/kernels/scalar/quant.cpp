@@ -19,6 +19,27 @@ struct Cell {
   float zero;
 };
 
+struct FitSums {
+  float error = 0;
+  float l = 0;
+  float square = 0;
+  float product = 0;
+
+  void add(float x, float w, float q, float scale, float minimum) {
+    const float e = scale * q - minimum - x;
+    error += w * e * e;
+    l += w * q;
+    square += w * q * q;
+    product += w * q * x;
+  }
+  void store(float* out) const {
+    out[0] = error;
+    out[1] = l;
+    out[2] = square;
+    out[3] = product;
+  }
+};
+
 Cell cell(const ColumnGrid& grid, int64_t column, int64_t lane) {
   const int64_t at = grid.group[column] * grid.lanes + lane;
   return {grid.scales[at], grid.zeros[at]};
@@ -140,6 +161,50 @@ void descend_columns(
       D[at] = difference;
       codes[at] = static_cast<uint8_t>(v + zero);
     }
+  }
+}
+
+void fit_affine(
+    const float* x,
+    const float* w,
+    int64_t n,
+    const float* scales,
+    const float* minimums,
+    float low,
+    float high,
+    int64_t candidates,
+    float* sums) {
+  for (int64_t c = 0; c < candidates; ++c) {
+    const float inverse = scales[c] == 0 ? 0.0F : 1 / scales[c];
+    FitSums fit;
+    for (int64_t i = 0; i < n; ++i) {
+      const float t = (x[i] + minimums[c]) * inverse;
+      const float q = std::nearbyint(std::min(std::max(low, t), high));
+      fit.add(x[i], w[i], q, scales[c], minimums[c]);
+    }
+    fit.store(sums + 4 * c);
+  }
+}
+
+void fit_levels(
+    const float* x,
+    const float* w,
+    int64_t n,
+    const float* scales,
+    const float* levels,
+    const float* steps,
+    int64_t candidates,
+    float* sums) {
+  constexpr int kSteps = 15;
+  for (int64_t c = 0; c < candidates; ++c) {
+    const float inverse = scales[c] == 0 ? 0.0F : 1 / scales[c];
+    FitSums fit;
+    for (int64_t i = 0; i < n; ++i) {
+      const float t = x[i] * inverse;
+      const auto k = std::count_if(steps, steps + kSteps, [t](float step) { return t > step; });
+      fit.add(x[i], w[i], levels[k], scales[c], 0.0F);
+    }
+    fit.store(sums + 4 * c);
   }
 }
 

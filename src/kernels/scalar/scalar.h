@@ -40,5 +40,24 @@ void descend_columns(
     float* D,
     float* delta,
     uint8_t* codes);
+void fit_affine(
+    const float* x,
+    const float* w,
+    int64_t n,
+    const float* scales,
+    const float* minimums,
+    float low,
+    float high,
+    int64_t candidates,
+    float* sums);
+void fit_levels(
+    const float* x,
+    const float* w,
+    int64_t n,
+    const float* scales,
+    const float* levels,
+    const float* steps,
+    int64_t candidates,
+    float* sums);
 
 }  // namespace quern
