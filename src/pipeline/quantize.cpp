@@ -306,8 +306,8 @@ PartTimes quantize_blocks(
   Progress progress(ctx.log, run.estimate.work);
   std::optional<CalibrationState> activations;
   if (run.needs_calibration) {
-    activations.emplace(
-        initial_state(ctx, run, calibration, method_options.mismatch_target, state.directory()));
+    activations.emplace(initial_state(
+        ctx, run, calibration, needs_reference(run.plan, method_options), state.directory()));
   }
   // Blocks done before are run through again, and only as far as one is left to do.
   std::size_t left = run.graph.blocks.size();
@@ -479,7 +479,8 @@ PreparedRun prepare_quantize(const Context& ctx, const QuantizeOptions& options)
       run.needs_calibration = run.needs_calibration || !run.plan.transform.empty() ||
                               options.method_options.mismatch_target ||
                               find_method(linear.method)->needs_statistics ||
-                              options.method_options.range == RangeSearch::kWeighted;
+                              options.method_options.range == RangeSearch::kWeighted ||
+                              options.method_options.range == RangeSearch::kOutput;
     }
   }
   if (std::all_of(run.plan.linears.begin(), run.plan.linears.end(), [](const auto& linear) {
