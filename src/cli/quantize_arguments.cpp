@@ -130,8 +130,10 @@ void add_quantize_options(CLI::App& app, QuantizeArguments& a) {
       ->check(CLI::IsMember({"natural", "activation", "group-aware"}))
       ->group("How");
   app.add_option(
-         "--range", a.range, "minmax, power or weighted (default: weighted; for rtn minmax)")
-      ->check(CLI::IsMember({"minmax", "power", "weighted"}))
+         "--range",
+         a.range,
+         "minmax, absmax, power-2.4, weighted or output (default: weighted; for rtn minmax)")
+      ->check(CLI::IsMember({"minmax", "absmax", "power-2.4", "power", "weighted", "output"}))
       ->group("How");
   app.add_option("--damping", a.damping, "first damping of the second moments (default: 0.01)")
       ->check(number_within(0, 1))
@@ -199,9 +201,7 @@ QuantizeOptions quantize_options(const Session& session, const QuantizeArguments
     options.method_options.order = parse_order(a.order);
   }
   const std::string range = !a.range.empty() ? a.range : a.method == "rtn" ? "minmax" : "weighted";
-  options.method_options.range = range == "minmax"  ? RangeSearch::kMinMax
-                                 : range == "power" ? RangeSearch::kPower24
-                                                    : RangeSearch::kWeighted;
+  options.method_options.range = range_from_name(range).value_or(RangeSearch::kPower24);  // "power"
   options.method_options.damping = a.damping;
   if (a.sweeps >= 0) {
     options.method_options.descent_sweeps = a.sweeps;

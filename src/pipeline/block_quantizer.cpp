@@ -96,6 +96,13 @@ class PartTimer {
 
 }  // namespace
 
+bool needs_reference(const QuantPlan& plan, const MethodOptions& options) {
+  return std::any_of(plan.linears.begin(), plan.linears.end(), [&](const PlannedLinear& linear) {
+    return !linear.keep() &&
+           (options.mismatch_target || find_method(linear.method)->needs_reference);
+  });
+}
+
 BlockWork block_work(
     const Block& block,
     const ModelConfig& config,
@@ -105,8 +112,9 @@ BlockWork block_work(
     const MethodOptions& options) {
   BlockWork work;
   // H is half a product, G a whole one, and its stream another forward pass.
-  const double gathers = options.mismatch_target ? 3 : 1;
-  const double passes = options.mismatch_target ? 2 : 1;
+  const bool two_streams = needs_reference(plan, options);
+  const double gathers = two_streams ? 3 : 1;
+  const double passes = two_streams ? 2 : 1;
   const double before = plan.transform.empty() ? 0 : std::min(tokens, kFactorTokens);
   for (int site = 0; site < static_cast<int>(block.sites.size()); ++site) {
     work.gather += gathers * site_gather_work(block, site, tokens);
@@ -424,7 +432,7 @@ void BlockQuantizer::quantize_site(
     problem.stats = stats;
     problem.scheme = planned->scheme;
     MismatchCorrection::Target goal;
-    if (correction) {
+    if (correction && !find_method(planned->method)->needs_reference) {
       goal = correction->target(ctx_, W, linear.out_features);
       problem.target = goal.W;
     }
@@ -433,7 +441,9 @@ void BlockQuantizer::quantize_site(
     row.plan = planned;
     row.matrix = std::move(result.matrix);
     row.report = std::move(result.report);
-    row.report.mismatch_strength = goal.strength;
+    if (!problem.target.empty()) {
+      row.report.mismatch_strength = goal.strength;
+    }
     row.seconds = steady_seconds() - started;
     target.quantized = row.matrix;
     done.linears.push_back(std::move(row));

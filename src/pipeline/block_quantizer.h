@@ -187,6 +187,9 @@ class BlockQuantizer {
   std::vector<float> carried_;  // outputs of a site
 };
 
+// Whether a second stream of activations, of the unquantized model, has to run along.
+[[nodiscard]] bool needs_reference(const QuantPlan& plan, const MethodOptions& options);
+
 // Work of one block in multiply-adds, the unit of the progress line: per site gathering, rounding
 // and applying.
 struct BlockWork {

@@ -120,8 +120,8 @@ Estimate estimate_run(
     // float H, the damped copy and its factor, after the partial sums are gone.
     const std::uint64_t cells = u(widest) * u(widest);
     estimate.statistics = cells * (8 + 8 + 4 + 8 + 4);
-    const std::uint64_t streams = options.mismatch_target ? 2 : 1;
-    if (options.mismatch_target) {
+    const std::uint64_t streams = needs_reference(plan, options) ? 2 : 1;
+    if (streams == 2) {
       estimate.statistics += cells * (8 + 8 + 4 + 3 * 4);  // G beside H, and the correction
     }
     estimate.residual = streams * u(tokens * config.hidden_size) * kFloat;

@@ -264,7 +264,7 @@ PartTimes quantize_blocks(
         ctx,
         run,
         calibration,
-        method_options.mismatch_target,
+        needs_reference(run.plan, method_options),
         table.linears.empty() ? nullptr : table.linears.front().matrix,
         state.directory()));
   }
@@ -423,7 +423,8 @@ PreparedRun prepare_quantize(const Context& ctx, const QuantizeOptions& options)
                               !run.plan.transform.empty() ||
                               options.method_options.mismatch_target ||
                               find_method(linear.method)->needs_statistics ||
-                              options.method_options.range == RangeSearch::kWeighted;
+                              options.method_options.range == RangeSearch::kWeighted ||
+                              options.method_options.range == RangeSearch::kOutput;
     }
   }
   if (std::all_of(run.plan.linears.begin(), run.plan.linears.end(), [](const auto& linear) {

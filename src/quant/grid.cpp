@@ -20,61 +20,27 @@ constexpr float kLargestHalf = 65504.0F;
 constexpr float kSmallestWideScale = 1e-30F;
 constexpr float kLargestWideScale = 1e30F;
 
-// Extremes of a group, with zero always inside.
-struct Extent {
-  Lanes low{};
-  Lanes high{};
-};
+using Extents = std::array<Extent, kRowLanes>;
 
 struct Grid {
   Lanes scale{};
   Lanes zero{};
 };
 
-Extent find_extent(const float* W, std::int64_t lanes, std::int64_t columns) {
-  Extent extent;
+Extents find_extents(const float* W, std::int64_t lanes, std::int64_t columns) {
+  Extents extents;
   for (std::int64_t j = 0; j < columns; ++j) {
     for (std::size_t r = 0; r < kRowLanes; ++r) {
-      const float w = W[j * lanes + static_cast<std::int64_t>(r)];
-      extent.low[r] = std::min(extent.low[r], w);
-      extent.high[r] = std::max(extent.high[r], w);
+      extents[r].add(W[j * lanes + static_cast<std::int64_t>(r)]);
     }
   }
-  return extent;
+  return extents;
 }
 
-float clamp_zero(const GridRules& rules, float zero) {
-  return std::clamp(zero, rules.storage.minimum_zero_one ? 1.0F : 0.0F, rules.max_code());
-}
-
-// The grid that spans p times the extent of a row.
-void spanning_grid(
-    const GridRules& rules, float low, float high, float p, float& scale, float& zero) {
-  const DType dtype = rules.storage.scale_dtype;
-  const float max_code = rules.max_code();
-  const float middle = static_cast<float>(1 << (rules.bits - 1));
-  if (low == high) {  // both zero
-    scale = storable_scale(2.0F / max_code, dtype);
-    zero = middle;
-    return;
-  }
-  if (rules.symmetric) {
-    scale = storable_scale(p * (2.0F * std::max(-low, high) / max_code), dtype);
-    zero = middle;
-    return;
-  }
-  scale = storable_scale(p * (high / max_code - low / max_code), dtype);
-  zero = clamp_zero(rules, std::nearbyint(-(p * low) / scale));
-  if (rules.storage.minimum_zero_one && low == 0.0F) {
-    // Code 0 is spent below zero, so max_code - 1 steps must reach the top.
-    scale = storable_scale(p * (high / (max_code - 1.0F)), dtype);
-  }
-}
-
-Grid spanning_grids(const GridRules& rules, const Extent& extent, float p) {
+Grid spanning_grids(const GridRules& rules, const Extents& extents, float p) {
   Grid grid;
   for (std::size_t r = 0; r < kRowLanes; ++r) {
-    spanning_grid(rules, extent.low[r], extent.high[r], p, grid.scale[r], grid.zero[r]);
+    spanning_grid(rules, extents[r], p, grid.scale[r], grid.zero[r]);
   }
   return grid;
 }
@@ -83,16 +49,16 @@ Grid spanning_grids(const GridRules& rules, const Extent& extent, float p) {
 Grid search_power24(
     const KernelTable& kernels,
     const GridRules& rules,
-    const Extent& extent,
+    const Extents& extents,
     const float* W,
     std::int64_t lanes,
     std::int64_t columns) {
   constexpr int kSteps = 80;
-  Grid best = spanning_grids(rules, extent, 1.0F);
+  Grid best = spanning_grids(rules, extents, 1.0F);
   Lanes lowest;
   lowest.fill(std::numeric_limits<float>::infinity());
   for (int i = 0; i < kSteps; ++i) {
-    const Grid grid = spanning_grids(rules, extent, 1.0F - static_cast<float>(i) / 100.0F);
+    const Grid grid = spanning_grids(rules, extents, 1.0F - static_cast<float>(i) / 100.0F);
     Lanes error;
     kernels.fit_grids_power24(
         W, lanes, columns, grid.scale.data(), grid.zero.data(), rules.max_code(), 1, error.data());
@@ -126,8 +92,8 @@ class WeightedSearch {
     lowest_.fill(std::numeric_limits<float>::infinity());
   }
 
-  Grid run(const Extent& extent) {
-    sweep_shrinks(extent);
+  Grid run(const Extents& extents) {
+    sweep_shrinks(extents);
     sweep_around(0.0F);
     if (!rules_.symmetric) {
       for (int round = 0; round < kZeroRounds; ++round) {
@@ -150,22 +116,20 @@ class WeightedSearch {
     std::array<float, kBatch * 3 * kRowLanes> sums;
   };
 
-  // Shrinks above 1 exist because the highest code of a symmetric grid falls half a step short of
-  // the extreme: at 2 bits +a is held exactly only by p = 1.5.
+  // Shrinks above 1 let a symmetric grid hold both extremes: at 2 bits +a takes p = 1.5.
   [[nodiscard]] float shrink(int i) const {
-    const float max_code = rules_.max_code();
-    const float highest = rules_.symmetric ? max_code / (max_code - 1.0F) : 1.0F;
+    const float highest = absmax_shrink(rules_);
     const float lowest = rules_.bits <= 3 ? 0.2F : 0.35F;
     return highest - (highest - lowest) * static_cast<float>(i) / static_cast<float>(kShrinks - 1);
   }
 
-  void sweep_shrinks(const Extent& extent) {
+  void sweep_shrinks(const Extents& extents) {
     // Plain min-max first, so that the search never ends behind it.
     Batch batch;
-    put(batch, 0, spanning_grids(rules_, extent, 1.0F));
+    put(batch, 0, spanning_grids(rules_, extents, 1.0F));
     std::size_t filled = 1;
     for (int i = 0; i < kShrinks; ++i) {
-      put(batch, filled, spanning_grids(rules_, extent, shrink(i)));
+      put(batch, filled, spanning_grids(rules_, extents, shrink(i)));
       ++filled;
       if (filled == kBatch || i + 1 == kShrinks) {
         evaluate(batch, filled);
@@ -277,6 +241,43 @@ GridRules grid_rules(const QuantScheme& scheme, const MethodOptions& options) {
   return {scheme.bits, scheme.symmetric, options.storage, options.range};
 }
 
+GridRules grid_rules(const LinearProblem& problem, const MethodOptions& options) {
+  return {
+      problem.scheme.bits, problem.scheme.symmetric, options.storage, range_of(problem, options)};
+}
+
+float clamp_zero(const GridRules& rules, float zero) noexcept {
+  return std::clamp(zero, rules.storage.minimum_zero_one ? 1.0F : 0.0F, rules.max_code());
+}
+
+float absmax_shrink(const GridRules& rules) noexcept {
+  return rules.symmetric ? rules.max_code() / (rules.max_code() - 1.0F) : 1.0F;
+}
+
+void spanning_grid(
+    const GridRules& rules, const Extent& extent, float p, float& scale, float& zero) noexcept {
+  const DType dtype = rules.storage.scale_dtype;
+  const float max_code = rules.max_code();
+  const float middle = static_cast<float>(1 << (rules.bits - 1));
+  const auto [low, high] = extent;
+  if (low == high) {  // both zero
+    scale = storable_scale(2.0F / max_code, dtype);
+    zero = middle;
+    return;
+  }
+  if (rules.symmetric) {
+    scale = storable_scale(p * (2.0F * std::max(-low, high) / max_code), dtype);
+    zero = middle;
+    return;
+  }
+  scale = storable_scale(p * (high / max_code - low / max_code), dtype);
+  zero = clamp_zero(rules, std::nearbyint(-(p * low) / scale));
+  if (rules.storage.minimum_zero_one && low == 0.0F) {
+    // Code 0 is spent below zero, so max_code - 1 steps must reach the top.
+    scale = storable_scale(p * (high / (max_code - 1.0F)), dtype);
+  }
+}
+
 float storable_scale(float scale, DType dtype) noexcept {
   switch (dtype) {
     case DType::kF16:
@@ -297,15 +298,17 @@ void find_ranges(
     float* scales,
     float* zeros) {
   for (std::int64_t first = 0; first < lanes; first += kRowLanes) {
-    const Extent extent = find_extent(W + first, lanes, columns);
+    const Extents extents = find_extents(W + first, lanes, columns);
     Grid grid;
     switch (rules.search) {
-      case RangeSearch::kMinMax: grid = spanning_grids(rules, extent, 1.0F); break;
+      case RangeSearch::kMinMax: grid = spanning_grids(rules, extents, 1.0F); break;
+      case RangeSearch::kAbsMax: grid = spanning_grids(rules, extents, absmax_shrink(rules)); break;
       case RangeSearch::kPower24:
-        grid = search_power24(kernels, rules, extent, W + first, lanes, columns);
+        grid = search_power24(kernels, rules, extents, W + first, lanes, columns);
         break;
       case RangeSearch::kWeighted:
-        grid = WeightedSearch(kernels, rules, W + first, lanes, weights, columns).run(extent);
+      case RangeSearch::kOutput:
+        grid = WeightedSearch(kernels, rules, W + first, lanes, weights, columns).run(extents);
         break;
     }
     std::copy(grid.scale.begin(), grid.scale.end(), scales + first);

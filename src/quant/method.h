@@ -12,6 +12,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace quern {
 
@@ -20,6 +21,8 @@ enum class RangeSearch {
   kMinMax,  // the extremes of the group
   kPower24,  // shrink p = 1 - i/100, i = 0…79, minimising sum |q - w|^2.4 (GPTQ's "mse")
   kWeighted,  // the same kind of search, minimising sum diag(H)_j (q_j - w_j)^2, finer grid
+  kOutput,  // from there on to the least error of the group's part of the output (clipping.h)
+  kAbsMax,  // symmetric: scale = max |w| / (2^(bits-1)-1) (SmoothQuant); asymmetric: kMinMax
 };
 
 enum class ColumnOrder {
@@ -44,6 +47,7 @@ struct MethodOptions {
   // activations, which costs another forward pass.
   bool mismatch_target = false;
   std::optional<double> mismatch_strength;  // tau; nothing: chosen on the held-out rows
+  double asymmetry = 0.25;  // alpha of gptaq.h: GPTQModel's default, 1 in the paper
 };
 
 // One linear to be rounded. W is [out_features, in_features], row-major.
@@ -56,8 +60,20 @@ struct LinearProblem {
   // [out_features, in_features]; what the codes should come close to instead of W (mismatch.h).
   // Empty: W itself.
   std::span<const float> target = {};
+  std::optional<RangeSearch> range = {};  // instead of MethodOptions::range
 
   [[nodiscard]] std::span<const float> goal() const noexcept { return target.empty() ? W : target; }
+};
+
+[[nodiscard]] inline RangeSearch range_of(
+    const LinearProblem& problem, const MethodOptions& options) noexcept {
+  return problem.range.value_or(options.range);
+}
+
+// What plain rounding with one way to find ranges would have given.
+struct RangeError {
+  RangeSearch range = RangeSearch::kMinMax;
+  double error = 0;  // relative, on H
 };
 
 // What happened, for the manifest. Errors are tr((W-Q) H (W-Q)^T) / tr(W H W^T).
@@ -73,6 +89,9 @@ struct LinearReport {
   std::optional<std::string> fallback;  // why the method asked for was not used
   double mismatch_strength = 0;  // tau of mismatch.h
   double trust = 1;  // rho, by which the off-diagonal of H was multiplied (shrinkage.h)
+  // Mean of scale / min-max scale over the groups; nothing for grids that have no scale.
+  std::optional<double> clip_threshold;
+  std::vector<RangeError> range_errors;  // where they were compared (clipping.h)
 };
 
 struct LinearResult {
@@ -88,6 +107,7 @@ struct Method {
   int min_bits;
   int max_bits;
   bool needs_statistics;
+  bool needs_reference;  // SiteStats::G, which takes the second stream of activations
   LinearResult (*quantize)(
       const Context& ctx, const LinearProblem& problem, const MethodOptions& options);
 };
@@ -97,5 +117,6 @@ struct Method {
 
 [[nodiscard]] std::string_view order_name(ColumnOrder order);
 [[nodiscard]] std::string_view range_name(RangeSearch range);
+[[nodiscard]] std::optional<RangeSearch> range_from_name(std::string_view name);
 
 }  // namespace quern

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "quant/gptaq.h"
 #include "quant/gptq.h"
 #include "quant/method.h"
 #include "quant/rtn.h"
@@ -10,14 +11,23 @@ namespace quern {
 namespace {
 
 constexpr std::array kMethods = {
-    Method{"rtn", "round to nearest; needs no calibration", 2, 8, false, quantize_rtn},
+    Method{"rtn", "round to nearest; needs no calibration", 2, 8, false, false, quantize_rtn},
     Method{
         "gptq",
         "error feedback, coordinate descent and scale refit on second moments",
         2,
         8,
         true,
+        false,
         quantize_gptq},
+    Method{
+        "gptaq",
+        "gptq towards the outputs of the unquantized model (asymmetric calibration)",
+        2,
+        8,
+        true,
+        true,
+        quantize_gptaq},
 };
 
 }  // namespace
@@ -46,8 +56,24 @@ std::string_view range_name(RangeSearch range) {
     case RangeSearch::kMinMax: return "minmax";
     case RangeSearch::kPower24: return "power-2.4";
     case RangeSearch::kWeighted: return "weighted";
+    case RangeSearch::kOutput: return "output";
+    case RangeSearch::kAbsMax: return "absmax";
   }
   return "";
+}
+
+std::optional<RangeSearch> range_from_name(std::string_view name) {
+  for (const RangeSearch range :
+       {RangeSearch::kMinMax,
+        RangeSearch::kPower24,
+        RangeSearch::kWeighted,
+        RangeSearch::kOutput,
+        RangeSearch::kAbsMax}) {
+    if (range_name(range) == name) {
+      return range;
+    }
+  }
+  return std::nullopt;
 }
 
 }  // namespace quern

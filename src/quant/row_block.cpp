@@ -2,10 +2,32 @@
 #include "quant/row_block.h"
 
 #include "kernels/kernels.h"
+#include "quant/clipping.h"
 
 #include <algorithm>
 
 namespace quern {
+
+std::vector<float> load_columns(
+    std::span<const float> matrix,
+    std::int64_t columns,
+    std::int64_t first,
+    std::int64_t rows,
+    std::int64_t lanes) {
+  std::vector<float> loaded(static_cast<std::size_t>(columns * lanes));
+  // Strips of columns keep both the rows read and the columns written in the cache.
+  constexpr std::int64_t kStrip = 64;
+  for (std::int64_t begin = 0; begin < columns; begin += kStrip) {
+    const std::int64_t end = std::min(begin + kStrip, columns);
+    for (std::int64_t r = 0; r < rows; ++r) {
+      const float* row = matrix.data() + (first + r) * columns;
+      for (std::int64_t j = begin; j < end; ++j) {
+        loaded[static_cast<std::size_t>(j * lanes + r)] = row[j];
+      }
+    }
+  }
+  return loaded;
+}
 
 RowBlock RowBlock::load(const LinearProblem& problem, std::int64_t first, std::int64_t end) {
   RowBlock block;
@@ -16,22 +38,11 @@ RowBlock RowBlock::load(const LinearProblem& problem, std::int64_t first, std::i
   const auto size = static_cast<std::size_t>(block.columns * block.lanes);
   const auto cells =
       static_cast<std::size_t>(problem.scheme.groups(problem.in_features) * block.lanes);
-  block.W.resize(size);
+  block.W = load_columns(problem.goal(), block.columns, first, block.rows, block.lanes);
   block.codes.resize(size);
   block.D.resize(size);
   block.scales.resize(cells);
   block.zeros.resize(cells);
-  // Strips of columns keep both the rows read and the columns written in the cache.
-  constexpr std::int64_t kStrip = 64;
-  for (std::int64_t begin = 0; begin < block.columns; begin += kStrip) {
-    const std::int64_t strip_end = std::min(begin + kStrip, block.columns);
-    for (std::int64_t r = 0; r < block.rows; ++r) {
-      const float* row = problem.goal().data() + (first + r) * problem.in_features;
-      for (std::int64_t j = begin; j < strip_end; ++j) {
-        block.W[static_cast<std::size_t>(j * block.lanes + r)] = row[j];
-      }
-    }
-  }
   block.group_of.resize(static_cast<std::size_t>(block.columns));
   const std::int64_t width = problem.scheme.group_width(block.columns);
   for (std::int64_t j = 0; j < block.columns; ++j) {
@@ -64,6 +75,26 @@ void RowBlock::find_all_ranges(
         W.data() + begin * lanes,
         lanes,
         weights + begin,
+        std::min(width, columns - begin),
+        scales.data() + group * lanes,
+        zeros.data() + group * lanes);
+  }
+}
+
+void RowBlock::fit_all_ranges_to_output(
+    const Context& ctx,
+    const QuantScheme& scheme,
+    const GridRules& rules,
+    const GroupMoments& moments) {
+  const std::int64_t width = scheme.group_width(columns);
+  for (std::int64_t group = 0; group < scheme.groups(columns); ++group) {
+    const std::int64_t begin = group * width;
+    fit_ranges_to_output(
+        ctx,
+        rules,
+        moments.at(begin),
+        W.data() + begin * lanes,
+        lanes,
         std::min(width, columns - begin),
         scales.data() + group * lanes,
         zeros.data() + group * lanes);

@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "base/context.h"
 #include "kernels/quant_columns.h"
 #include "quant/grid.h"
 #include "quant/method.h"
 #include "quant/packed_linear.h"
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 namespace quern {
 
 struct KernelTable;
+class GroupMoments;
 
 // Some rows of a linear while they are rounded. Column after column with the rows in the lanes:
 // W, codes and D are [columns][lanes], scales and zeros [groups][lanes]. Lanes beyond `rows` hold
@@ -42,6 +45,12 @@ struct RowBlock {
       const QuantScheme& scheme,
       const GridRules& rules,
       const float* weights);
+  // Moves all ranges on to what suits the output (fit_ranges_to_output).
+  void fit_all_ranges_to_output(
+      const Context& ctx,
+      const QuantScheme& scheme,
+      const GridRules& rules,
+      const GroupMoments& moments);
   // Codes and D by plain rounding to the present ranges.
   void round_all(const KernelTable& kernels, const QuantScheme& scheme);
   // D from the present codes and ranges.
@@ -52,6 +61,15 @@ struct RowBlock {
 
   void store(PackedLinear& packed) const;
 };
+
+// Rows [first, first + rows) of a row-major matrix with `columns` columns as [columns][lanes];
+// lanes beyond `rows` hold zeros.
+[[nodiscard]] std::vector<float> load_columns(
+    std::span<const float> matrix,
+    std::int64_t columns,
+    std::int64_t first,
+    std::int64_t rows,
+    std::int64_t lanes);
 
 // Rows that are worked on together. Fixed by the shape alone, because results must not depend on
 // the thread count.

@@ -2,6 +2,7 @@
 #include "quant/rtn.h"
 
 #include "base/error.h"
+#include "quant/clipping.h"
 #include "quant/curvature.h"
 #include "quant/quadratic_error.h"
 #include "quant/row_block.h"
@@ -10,6 +11,7 @@
 
 #include <array>
 #include <cmath>
+#include <optional>
 
 namespace quern {
 namespace {
@@ -69,6 +71,13 @@ void check_problem(const LinearProblem& problem, const MethodOptions& options) {
         fmt::format("expected 0 or more, found {}", *options.shrinkage),
         "2");
   }
+  if (!(options.asymmetry >= 0 && options.asymmetry <= 1)) {
+    throw UsageError(
+        "alpha of gptaq out of range",
+        "alpha",
+        fmt::format("expected 0 to 1, found {}", options.asymmetry),
+        "0.25");
+  }
   check_finite(problem);
 }
 
@@ -79,13 +88,17 @@ PackedLinear round_to_nearest(
     const std::vector<float>& importance) {
   PackedLinear packed = PackedLinear::make(
       problem.scheme, problem.out_features, problem.in_features, options.storage.scale_dtype);
-  const GridRules rules = grid_rules(problem.scheme, options);
+  const GridRules rules = grid_rules(problem, options);
+  const std::optional<GroupMoments> moments = group_moments(problem, options);
   ctx.pool.for_chunks(
       problem.out_features,
       rows_per_block(problem.out_features),
       [&](std::int64_t begin, std::int64_t end, int) {
         RowBlock block = RowBlock::load(problem, begin, end);
         block.find_all_ranges(ctx.kernels, problem.scheme, rules, importance.data());
+        if (moments) {
+          block.fit_all_ranges_to_output(ctx, problem.scheme, rules, *moments);
+        }
         block.round_all(ctx.kernels, problem.scheme);
         block.store(packed);
       });

@@ -9,7 +9,8 @@
 namespace quern {
 
 // Round to nearest, methods.md 1.4. With kWeighted and usable statistics the range is weighted by
-// diag(H), without statistics by 1. The report's errors are on H when there is a usable one.
+// diag(H), without statistics by 1; kOutput without statistics is kWeighted. The report's errors
+// are on H when there is a usable one.
 [[nodiscard]] LinearResult quantize_rtn(
     const Context& ctx, const LinearProblem& problem, const MethodOptions& options);
 
