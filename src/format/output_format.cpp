@@ -192,11 +192,38 @@ Json container_config(const QuantScheme&, std::span<const OutputModule> modules,
   return container_config_json(modules, meta);
 }
 
+StorageRules gguf_storage(DType, const OutputModule&) {
+  return {};
+}
+
+void gguf_check(const OutputModule& module) {
+  refuse_activation(module, "GGUF");
+  const std::optional<GgmlType> type = module.scheme->ggml;
+  if (!type) {
+    throw UnsupportedError(
+        "GGUF holds block types only",
+        module.name,
+        "expected a ggml type, found a grid of integer codes",
+        "--format gguf:Q4_K, or leave the plan's bits to the format");
+  }
+  if (module.in_features % ggml_type_info(*type).block != 0) {
+    throw UnsupportedError(
+        "a row is not made of whole blocks",
+        module.name,
+        fmt::format(
+            "expected a multiple of {} columns for {}, found {}",
+            ggml_type_info(*type).block,
+            ggml_type_info(*type).name,
+            module.in_features),
+        "set its type to Q4_0, Q5_0 or Q8_0 in the plan, or its method to keep");
+  }
+}
+
 }  // namespace
 
 std::span<const OutputFormat> output_formats() noexcept {
   // clang-format off
-  static constexpr std::array<OutputFormat, 5> kFormats = {{
+  static constexpr std::array<OutputFormat, 6> kFormats = {{
       {"gptq", "GPTQ v1, what most readers take", "quantize_config.json", gptq_storage<GptqVersion::kV1>,
        gptq_check<GptqVersion::kV1>, gptq_declare, gptq_pack<GptqVersion::kV1>, gptq_config<GptqVersion::kV1>},
       {"gptq_v2", "GPTQ v2, zero points as they are", "quantize_config.json", gptq_storage<GptqVersion::kV2>,
@@ -204,6 +231,8 @@ std::span<const OutputFormat> output_formats() noexcept {
       {"awq", "AWQ gemm, 4 bits, one scheme for all", "", awq_storage, awq_check, awq_declare, awq_pack, awq_config},
       {"compressed-tensors", "2 to 8 bits, mixed schemes, integer inputs, embeddings", "", compressed_storage,
        compressed_check, compressed_declare, compressed_pack, compressed_config},
+      {"gguf", "one file for llama.cpp; gguf:TYPE chooses the block type", "", gguf_storage, gguf_check,
+       nullptr, nullptr, nullptr, true},
       {"quern", "quern's own container, every form exactly", "", container_storage,
        check_container_holds, container_declarations, pack_container, container_config},
   }};
@@ -214,7 +243,7 @@ std::span<const OutputFormat> output_formats() noexcept {
 const OutputFormat& find_output_format(const std::string& name) {
   std::string known;
   for (const OutputFormat& format : output_formats()) {
-    if (format.name == name) {
+    if (format.name == name.substr(0, name.find(':'))) {
       return format;
     }
     known += (known.empty() ? "" : ", ") + std::string(format.name);

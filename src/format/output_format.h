@@ -48,10 +48,12 @@ struct OutputFormat {
   // scheme of most.
   Json (*config)(
       const QuantScheme& common, std::span<const OutputModule> modules, const Json& meta);
+  // One .gguf file, which pipeline/gguf_output.h makes; declare, pack and config are null.
+  bool is_gguf = false;
 };
 
 [[nodiscard]] std::span<const OutputFormat> output_formats() noexcept;
-// Throws UsageError with the known names.
+// `name` may be followed by ":TYPE". Throws UnsupportedError with the known names.
 [[nodiscard]] const OutputFormat& find_output_format(const std::string& name);
 
 }  // namespace quern

@@ -15,7 +15,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// How people call the model: org/name for a snapshot in the hub's cache.
+}  // namespace
+
 std::string model_name(const fs::path& directory) {
   const fs::path path = fs::weakly_canonical(fs::absolute(directory));
   const std::string folder = path.parent_path().parent_path().filename().string();
@@ -27,8 +28,6 @@ std::string model_name(const fs::path& directory) {
   }
   return path.has_filename() ? path.filename().string() : path.parent_path().filename().string();
 }
-
-}  // namespace
 
 std::int64_t parameters_of(const Checkpoint& source) {
   std::int64_t total = 0;
@@ -66,7 +65,8 @@ double bits_per_weight(std::uint64_t bytes, std::int64_t parameters) {
 std::vector<fs::path> weight_files(const fs::path& directory) {
   std::vector<fs::path> files;
   for (const auto& entry : fs::directory_iterator(directory)) {
-    if (entry.path().extension() == ".safetensors" && entry.is_regular_file()) {
+    const std::filesystem::path extension = entry.path().extension();
+    if ((extension == ".safetensors" || extension == ".gguf") && entry.is_regular_file()) {
       files.push_back(entry.path());
     }
   }

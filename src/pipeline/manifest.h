@@ -18,6 +18,9 @@ namespace quern {
 // What every checkpoint of quern carries: how it was made, and the hashes of its weight files.
 inline constexpr const char* kManifestName = "quantization_manifest.json";
 
+// How people call the model: org/name for a snapshot in the hub's cache.
+[[nodiscard]] std::string model_name(const std::filesystem::path& directory);
+
 // The values in all tensors of a dense checkpoint.
 [[nodiscard]] std::int64_t parameters_of(const Checkpoint& source);
 // The parameters of a model whatever it is stored as.
@@ -25,7 +28,7 @@ inline constexpr const char* kManifestName = "quantization_manifest.json";
 [[nodiscard]] std::uint64_t tensor_bytes(const Checkpoint& checkpoint);
 [[nodiscard]] double bits_per_weight(std::uint64_t bytes, std::int64_t parameters);
 
-// The .safetensors files of a directory, by name.
+// The .safetensors and .gguf files of a directory, by name.
 [[nodiscard]] std::vector<std::filesystem::path> weight_files(
     const std::filesystem::path& directory);
 

@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "format/checkpoint.h"
+#include "quant/ggml_matrix.h"
 #include "quant/mixed_rows.h"
 
 #include <fmt/format.h>
@@ -39,8 +40,13 @@ std::map<std::string, const PlannedLinear*> replaced_tensors(const QuantPlan& pl
       "check disk and memory, then run the same command again");
 }
 
-bool same_bytes(std::span<const std::byte> a, std::span<const std::byte> b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size()) == 0;
+// The same values in the same dtype; with `widened`, also in a wider one.
+bool same_floats(const TensorView& a, const TensorView& b, bool widened) {
+  if (a.dtype == b.dtype) {
+    return a.bytes.size() == b.bytes.size() &&
+           std::memcmp(a.bytes.data(), b.bytes.data(), a.bytes.size()) == 0;
+  }
+  return widened && to_float(a) == to_float(b);
 }
 
 }  // namespace
@@ -72,7 +78,9 @@ OutputModule output_module(
   module.in_features = linear.in_features;
   module.is_embedding = linear.role == Role::kEmbedding;
   module.is_head = linear.name == graph.head.module;
-  module.kind = linear.hot_rows > 0 ? MixedRows::kKind : PackedLinear::kKind;
+  module.kind = linear.scheme.ggml    ? GgmlMatrix::kKind
+                : linear.hot_rows > 0 ? MixedRows::kKind
+                                      : PackedLinear::kKind;
   if (!linear.keep()) {
     module.scheme = linear.scheme;
     module.scale_dtype = format.storage(graph.config.dtype, module).scale_dtype;
@@ -166,8 +174,8 @@ Census verify_output(
     const Context& ctx,
     const PreparedRun& run,
     const PartSource& parts,
-    const std::filesystem::path& directory) {
-  const auto written = open_checkpoint(directory);
+    const std::filesystem::path& result) {
+  const auto written = open_checkpoint(result);
   const auto replaced = replaced_tensors(run.plan);
   Census census;
   const TensorStore& store = run.source->tensors();
@@ -183,19 +191,22 @@ Census verify_output(
     if (replaced.contains(name)) {
       continue;
     }
+    if (run.gguf && run.graph.head_tied && name == "lm_head.weight") {
+      continue;  // a copy of the embedding, which GGUF readers use for both
+    }
     const TensorView* copy = written->tensors().find(name);
     const auto other = changed.find(name);
     const std::span<const std::byte> wanted =
         other == changed.end() ? view.bytes : std::span<const std::byte>(other->second);
-    if (copy == nullptr || copy->dtype != view.dtype || copy->shape != view.shape ||
-        !same_bytes(copy->bytes, wanted)) {
+    if (copy == nullptr || copy->shape != view.shape ||
+        !same_floats(*copy, {view.dtype, view.shape, wanted}, run.gguf.has_value())) {
       throw_mismatch(name, "differs from what was to be written");
     }
     written->tensors().release(*copy);
     store.release(view);
   }
   census.out = static_cast<std::int64_t>(written->tensors().tensors().size());
-  if (census.out != static_cast<std::int64_t>(run.declarations.size())) {
+  if (!run.gguf && census.out != static_cast<std::int64_t>(run.declarations.size())) {
     throw_mismatch(
         "tensor census",
         fmt::format("expected {} tensors, found {}", run.declarations.size(), census.out));

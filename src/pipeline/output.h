@@ -57,12 +57,13 @@ void write_output(
     const Json& meta,
     const std::filesystem::path& directory);
 
-// Reads `directory` back with the reader that evaluation uses and compares: every quantized linear
-// with what was rounded, every other tensor with the source, byte by byte. Throws Error(kFailed).
+// Reads `result` (a directory, or a .gguf file) back with the reader that evaluation uses and
+// compares: every quantized linear with what was rounded, every other tensor with the source, byte
+// by byte. Throws Error(kFailed).
 [[nodiscard]] Census verify_output(
     const Context& ctx,
     const PreparedRun& run,
     const PartSource& parts,
-    const std::filesystem::path& directory);
+    const std::filesystem::path& result);
 
 }  // namespace quern

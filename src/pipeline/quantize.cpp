@@ -12,6 +12,7 @@
 #include "kernels/kernels.h"
 #include "nn/decoder.h"
 #include "pipeline/calibration_input.h"
+#include "pipeline/gguf_output.h"
 #include "pipeline/manifest.h"
 #include "pipeline/output.h"
 #include "pipeline/run_paths.h"
@@ -129,6 +130,42 @@ Json options_json(const QuantizeOptions& options) {
       {"shard_bytes", options.shard_bytes}};
 }
 
+bool is_gguf_file(const fs::path& output) {
+  return output.extension() == ".gguf";
+}
+
+// The file in the staging directory: the output's own name, or one inside of its directory.
+fs::path gguf_file_name(const fs::path& output) {
+  return is_gguf_file(output) ? output.filename() : fs::path("model.gguf");
+}
+
+// Where the manifest of a finished result stands.
+fs::path manifest_path(const fs::path& output) {
+  return is_gguf_file(output) ? beside(output, ".manifest.json") : output / kManifestName;
+}
+
+// Grids of free scales become the block types of GGUF: the type that --format names, else that of
+// the width; a type that its blocks do not fit becomes what llama.cpp takes in its place.
+void choose_ggml_types(const QuantizeOptions& options, QuantPlan& plan) {
+  const std::size_t colon = options.format.find(':');
+  for (PlannedLinear& linear : plan.linears) {
+    if (linear.keep() || linear.scheme.ggml) {
+      continue;
+    }
+    if (linear.hot_rows > 0) {
+      throw UnsupportedError(
+          "GGUF has one type for a table",
+          linear.name,
+          "expected all rows alike, found frequent tokens with more bits",
+          "--embedding-bits 8, or --format quern");
+    }
+    const GgmlType type = colon != std::string::npos && !linear.is_table()
+                              ? rounded_ggml_type(options.format.substr(colon + 1))
+                              : ggml_type_of_bits(linear.scheme.bits);
+    linear.scheme = ggml_scheme(fitting_ggml_type(type, linear.in_features));
+  }
+}
+
 // Everything that decides the bytes of the result. The files of the source are known by name, size
 // and header, which holds every name, type, shape and offset.
 Json fingerprint_of(
@@ -156,7 +193,8 @@ Json fingerprint_of(
 
 // What stands at `output`, if it is the whole result of the run with this fingerprint.
 std::optional<Json> finished_manifest(const fs::path& output, const std::string& fingerprint) {
-  const fs::path path = output / kManifestName;
+  const fs::path path = manifest_path(output);
+  const fs::path folder = is_gguf_file(output) ? output.parent_path() : output;
   if (!fs::exists(path)) {
     return std::nullopt;
   }
@@ -169,7 +207,7 @@ std::optional<Json> finished_manifest(const fs::path& output, const std::string&
     for (const Json& entry : reader.get_array("files")) {
       const JsonReader file(entry, path.string());
       std::error_code code;
-      const auto size = fs::file_size(output / file.get_string("name"), code);
+      const auto size = fs::file_size(folder / file.get_string("name"), code);
       if (code || size != static_cast<std::uint64_t>(file.get_int("size"))) {
         return std::nullopt;
       }
@@ -387,6 +425,9 @@ Json calibration_json(const CalibrationSet& calibration) {
 }
 
 std::uint64_t layout_bytes(const PreparedRun& run) {
+  if (run.gguf) {
+    return run.gguf->layout.bytes;
+  }
   return run.layout.total_bytes() - run.layout.index.size();
 }
 
@@ -411,20 +452,22 @@ PreparedRun prepare_quantize(const Context& ctx, const QuantizeOptions& options)
   if (options.plan_file.empty()) {
     run.plan.transform = options.transform;
   }
+  if (run.format->is_gguf) {
+    choose_ggml_types(options, run.plan);
+  }
   check_bits(run.plan);
-  if (options.plan_file.empty()) {
+  if (options.plan_file.empty() && !run.format->is_gguf) {
     keep_odd_shapes(ctx, *run.format, options.scheme, run.graph, run.plan);
   }
   run.needs_calibration = !options.calibration.files.empty();
   for (const PlannedLinear& linear : run.plan.linears) {
     if (!linear.keep()) {
       run.format->check(output_module(linear, *run.format, run.graph));
-      run.needs_calibration = run.needs_calibration || linear.hot_rows > 0 ||
-                              !run.plan.transform.empty() ||
-                              options.method_options.mismatch_target ||
-                              find_method(linear.method)->needs_statistics ||
-                              options.method_options.range == RangeSearch::kWeighted ||
-                              options.method_options.range == RangeSearch::kOutput;
+      run.needs_calibration =
+          run.needs_calibration || linear.hot_rows > 0 || !run.plan.transform.empty() ||
+          options.method_options.mismatch_target || find_method(linear.method)->needs_statistics ||
+          options.method_options.range == RangeSearch::kWeighted ||
+          options.method_options.range == RangeSearch::kOutput;
     }
   }
   if (std::all_of(run.plan.linears.begin(), run.plan.linears.end(), [](const auto& linear) {
@@ -436,11 +479,16 @@ PreparedRun prepare_quantize(const Context& ctx, const QuantizeOptions& options)
         "every linear is kept",
         "give at least one linear a method");
   }
-  (void)output_config(run, Json::object());  // refuses what the format cannot say
-  run.declarations = declare_output(run);
-  SafetensorsOptions layout;
-  layout.max_file_bytes = options.shard_bytes;
-  run.layout = plan_safetensors(run.declarations, layout);
+  if (run.format->is_gguf) {
+    run.gguf =
+        plan_gguf_output(*run.source, run.graph, run.plan, model_name(run.source->directory()));
+  } else {
+    (void)output_config(run, Json::object());  // refuses what the format cannot say
+    run.declarations = declare_output(run);
+    SafetensorsOptions layout;
+    layout.max_file_bytes = options.shard_bytes;
+    run.layout = plan_safetensors(run.declarations, layout);
+  }
   if (run.layout.files.size() > kMostShards) {
     throw UsageError(
         "too many weight files",
@@ -499,7 +547,7 @@ std::string describe_plan(const PreparedRun& run, const QuantizeOptions& options
       "Target   {} in {} file(s), {:.3f} bits per weight; {} linears of {:.1f} M weights rounded, "
       "the rest kept as it is\n",
       human(bytes),
-      run.layout.files.size(),
+      run.gguf ? 1 : run.layout.files.size(),
       bits_per_weight(bytes, parameters),
       linears,
       static_cast<double>(quantized) / 1e6);
@@ -574,7 +622,7 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
   for (const auto& entry : fs::directory_iterator(paths.staging)) {
     fs::remove_all(entry.path());
   }
-  check_disk(run.layout.total_bytes(), paths.staging);
+  check_disk(run.gguf ? layout_bytes(run) : run.layout.total_bytes(), paths.staging);
   if (state.blocks_saved() > 0) {
     ctx.log.info(fmt::format(
         "resuming: {} of {} blocks are done", state.blocks_saved(), run.graph.blocks.size()));
@@ -598,9 +646,15 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
       {"options", options_json(options)},
       {"seed", ctx.seed},
       {"calibration_sha256", calibration.sha256}};
-  write_output(run, parts, meta, staging);
-  const SideFiles side_files = copy_side_files(run.source->directory(), staging);
-  const Census census = verify_output(ctx, run, parts, staging);
+  SideFiles side_files;
+  if (run.gguf) {
+    write_gguf_output(run, parts, staging / gguf_file_name(paths.output));
+  } else {
+    write_output(run, parts, meta, staging);
+    side_files = copy_side_files(run.source->directory(), staging);
+  }
+  const Census census =
+      verify_output(ctx, run, parts, run.gguf ? staging / gguf_file_name(paths.output) : staging);
 
   Json linears = Json::array();
   Json transforms = Json::array();
@@ -649,7 +703,13 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
       render_model_card(manifest, read_card_source(run.source->directory())));
   write_file(
       staging / kManifestName, manifest.dump(1, ' ', false, Json::error_handler_t::replace) + "\n");
-  put_in_place(staging, paths.output, options.force);
+  if (is_gguf_file(paths.output)) {
+    put_in_place(staging / gguf_file_name(paths.output), paths.output, options.force);
+    fs::rename(staging / kManifestName, manifest_path(paths.output));
+    fs::remove_all(staging);
+  } else {
+    put_in_place(staging, paths.output, options.force);
+  }
   state.remove();
   return manifest;
 }

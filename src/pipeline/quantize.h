@@ -6,6 +6,7 @@
 #include "format/output_format.h"
 #include "model/graph.h"
 #include "pipeline/estimate.h"
+#include "pipeline/gguf_plan.h"
 #include "plan/quant_plan.h"
 #include "quant/method.h"
 #include "tensor/checkpoint.h"
@@ -13,6 +14,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -53,6 +55,7 @@ struct PreparedRun {
   bool needs_calibration = true;
   SafetensorsLayout layout;  // of the weight files
   std::vector<TensorDeclaration> declarations;
+  std::optional<GgufPlan> gguf;  // instead of the two, where the format is one GGUF file
   Estimate estimate;
 };
 

@@ -5,6 +5,7 @@
 #include "calib/statistics.h"
 #include "kernels/kernels.h"
 #include "nn/linear.h"
+#include "quant/ggml_matrix.h"
 #include "quant/mixed_rows.h"
 #include "quant/packed_linear.h"
 #include "tokenizer/tokenizer.h"
@@ -21,18 +22,38 @@ constexpr int kHotBits = 8;
 
 // Appends the rows of a slice to a table of the same scheme.
 void append(PackedLinear& table, const PackedLinear& slice) {
-  if (table.out_features == 0) {
-    table = slice;
-    return;
-  }
   table.out_features += slice.out_features;
   table.codes.insert(table.codes.end(), slice.codes.begin(), slice.codes.end());
   table.scales.insert(table.scales.end(), slice.scales.begin(), slice.scales.end());
   table.zeros.insert(table.zeros.end(), slice.zeros.begin(), slice.zeros.end());
 }
 
+// The slices of a table, one below the other.
+std::shared_ptr<const QuantizedMatrix> join(
+    const std::vector<std::shared_ptr<const QuantizedMatrix>>& slices) {
+  if (slices.size() == 1) {
+    return slices.front();
+  }
+  if (const auto* blocks = dynamic_cast<const GgmlMatrix*>(slices.front().get())) {
+    std::vector<std::byte> bytes;
+    std::int64_t rows = 0;
+    for (const auto& slice : slices) {
+      const auto& part = dynamic_cast<const GgmlMatrix&>(*slice);
+      bytes.insert(bytes.end(), part.bytes.begin(), part.bytes.end());
+      rows += part.out_features;
+    }
+    return std::make_shared<const GgmlMatrix>(
+        GgmlMatrix::make(blocks->type, rows, blocks->in_features, std::move(bytes)));
+  }
+  auto table = std::make_shared<PackedLinear>(as_packed(*slices.front(), "table"));
+  for (std::size_t i = 1; i < slices.size(); ++i) {
+    append(*table, as_packed(*slices[i], "table"));
+  }
+  return table;
+}
+
 // Rounds the given rows of a dense table with one method. The reports of the slices are joined.
-PackedLinear round_rows(
+std::shared_ptr<const QuantizedMatrix> round_rows(
     const Context& ctx,
     const LinearWeights& weights,
     std::span<const std::int64_t> rows,
@@ -42,7 +63,7 @@ PackedLinear round_rows(
     const MethodOptions& options,
     LinearReport& report) {
   const std::int64_t width = weights.in_features;
-  PackedLinear table;
+  std::vector<std::shared_ptr<const QuantizedMatrix>> slices;
   std::vector<float> W;
   std::vector<std::uint8_t> scratch(static_cast<std::size_t>(width));
   for (std::size_t begin = 0; begin < rows.size(); begin += kSliceRows) {
@@ -62,7 +83,7 @@ PackedLinear round_rows(
     problem.stats = stats;
     problem.scheme = scheme;
     const LinearResult result = find_method(method)->quantize(ctx, problem, options);
-    append(table, as_packed(*result.matrix, "table"));
+    slices.push_back(result.matrix);
     const double share = static_cast<double>(end - begin) / static_cast<double>(rows.size());
     const double error = report.relative_error + share * result.report.relative_error;
     const std::optional<std::string> fallback =
@@ -73,7 +94,7 @@ PackedLinear round_rows(
     report.holdout_error.reset();  // of the last slice only
     report.rtn_error.reset();
   }
-  return table;
+  return join(slices);
 }
 
 std::vector<std::int64_t> all_rows(std::int64_t count) {
@@ -137,10 +158,13 @@ std::shared_ptr<const QuantizedMatrix> round_mixed(
   }
   QuantScheme hot_scheme = planned.scheme;
   hot_scheme.bits = kHotBits;
-  mixed->hot =
-      round_rows(ctx, weights, hot_list, planned.method, hot_scheme, nullptr, options, report);
-  mixed->cold =
-      round_rows(ctx, weights, cold_list, planned.method, planned.scheme, nullptr, options, report);
+  const auto round = [&](const std::vector<std::int64_t>& rows, const QuantScheme& scheme) {
+    return as_packed(
+        *round_rows(ctx, weights, rows, planned.method, scheme, nullptr, options, report),
+        planned.name);
+  };
+  mixed->hot = round(hot_list, hot_scheme);
+  mixed->cold = round(cold_list, planned.scheme);
   return mixed;
 }
 
@@ -202,8 +226,7 @@ QuantizedBlock quantize_embedding(
     QuantScheme scheme = planned->scheme;
     scheme.bits = hot.empty() ? scheme.bits : kHotBits;  // every row is hot
     const std::vector<std::int64_t> rows = all_rows(weights.out_features);
-    matrix = std::make_shared<const PackedLinear>(
-        round_rows(ctx, weights, rows, planned->method, scheme, nullptr, options, report));
+    matrix = round_rows(ctx, weights, rows, planned->method, scheme, nullptr, options, report);
   }
   run.source->tensors().release(weights.dense);
   return one_linear(planned, std::move(matrix), std::move(report), steady_seconds() - started);
@@ -226,7 +249,7 @@ QuantizedBlock quantize_head(
   }
   LinearReport report;
   const std::vector<std::int64_t> rows = all_rows(weights.out_features);
-  auto matrix = std::make_shared<const PackedLinear>(round_rows(
+  std::shared_ptr<const QuantizedMatrix> matrix = round_rows(
       ctx,
       weights,
       rows,
@@ -234,7 +257,7 @@ QuantizedBlock quantize_head(
       planned->scheme,
       stats ? &*stats : nullptr,
       options,
-      report));
+      report);
   run.source->tensors().release(weights.dense);
   return one_linear(planned, std::move(matrix), std::move(report), steady_seconds() - started);
 }

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <utility>
 
 namespace quern {
@@ -60,6 +61,19 @@ void read_entry(const JsonReader& reader, PlannedLinear& entry) {
   entry.method = reader.get_string("method");
   entry.reason = reader.get_string_or("reason", "");
   if (entry.keep()) {
+    return;
+  }
+  if (reader.has("type")) {
+    const std::string name = reader.get_string("type");
+    const std::optional<GgmlType> type = ggml_type_from_name(name);
+    if (!type || ggml_layout(*type) == nullptr) {
+      throw ParseError(
+          "a type that quern does not round to",
+          reader.place("type"),
+          "expected Q4_K or the like, found " + printable(name, 20),
+          "see quern quantize --help");
+    }
+    entry.scheme = ggml_scheme(*type);
     return;
   }
   entry.scheme.bits = static_cast<int>(reader.get_int_in("bits", 1, 8));
@@ -172,6 +186,9 @@ Json plan_linears_json(const QuantPlan& plan) {
       row["bits"] = linear.scheme.bits;
       row["group_size"] = linear.scheme.group_size == 0 ? -1 : linear.scheme.group_size;
       row["symmetric"] = linear.scheme.symmetric;
+      if (linear.scheme.ggml) {
+        row["type"] = ggml_type_info(*linear.scheme.ggml).name;
+      }
     }
     if (linear.hot_rows > 0) {
       row["hot_rows"] = linear.hot_rows;

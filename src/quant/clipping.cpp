@@ -287,13 +287,12 @@ std::vector<RangeError> compare_ranges(
   const std::vector<float> importance = make_curvature(*problem.stats).importance;
   constexpr std::array kSearches = {
       RangeSearch::kMinMax, RangeSearch::kPower24, RangeSearch::kWeighted, RangeSearch::kOutput};
-  std::vector<PackedLinear> rounded;
+  std::vector<std::shared_ptr<const QuantizedMatrix>> rounded;
   std::vector<const QuantizedMatrix*> candidates;
-  rounded.reserve(kSearches.size());
   for (const RangeSearch search : kSearches) {
     part.range = search;
     rounded.push_back(round_to_nearest(ctx, part, options, importance));
-    candidates.push_back(&rounded.back());
+    candidates.push_back(rounded.back().get());
   }
   const QuadraticErrors errors =
       quadratic_errors(ctx, W, part.out_features, part.in_features, problem.stats->H, candidates);

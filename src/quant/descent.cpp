@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "quant/descent.h"
 
+#include "base/half.h"
 #include "kernels/blas.h"
 #include "kernels/kernels.h"
 
@@ -40,13 +41,13 @@ void add_column_products(
   }
 }
 
-// The systems of all rows for one window of groups: A = V^T H V [K][K][lanes] (lower triangle) and
-// the gradient g = V^T H D [K][lanes].
-struct ScaleSystem {
-  std::int64_t size = 0;
-  std::vector<double> A;
-  std::vector<double> g;
-};
+// Unknown k of the bases of a ggml row: d and, with minimums, dmin of its blocks in turn.
+std::uint16_t& super_scale(
+    GgmlRow& row, std::int64_t first_block, std::size_t k, bool with_minimum) {
+  const std::size_t step = with_minimum ? 2 : 1;
+  const std::size_t b = static_cast<std::size_t>(first_block) + k / step;
+  return k % step == 0 ? row.d[b] : row.dmin[b];
+}
 
 // Change of E when the scales of row r move by `step`: 2 g^T step + step^T A step.
 double change_of_error(
@@ -124,94 +125,168 @@ void Descent::sweep(RowBlock& block) const {
   }
 }
 
-void Descent::refit_scales(RowBlock& block) const {
+ScaleSystem Descent::build_system(const RowBlock& block, std::span<const Basis> bases) const {
   const std::int64_t n = block.columns;
   const std::int64_t lanes = block.lanes;
-  const std::int64_t width = scheme_.group_width(n);
-  const std::int64_t groups = scheme_.groups(n);
-  const std::vector<float> V = signed_codes(block);
-  std::vector<float> product;
-  for (std::int64_t first = 0; first < groups; first += kWindow) {
-    const std::int64_t begin = first * width;
-    ScaleSystem system;
-    system.size = std::min(kWindow, groups - first);
-    const std::int64_t end = std::min((first + system.size) * width, n);
-    system.A.assign(static_cast<std::size_t>(system.size * system.size * lanes), 0.0);
-    system.g.assign(static_cast<std::size_t>(system.size * lanes), 0.0);
-    product.resize(static_cast<std::size_t>((end - begin) * lanes));
+  const auto size = static_cast<std::int64_t>(bases.size());
+  ScaleSystem system;
+  system.size = size;
+  system.A.assign(static_cast<std::size_t>(size * size * lanes), 0.0);
+  system.g.assign(static_cast<std::size_t>(size * lanes), 0.0);
+  const std::int64_t begin = bases.front().begin;
+  const std::int64_t end = bases.back().end;
+  std::vector<float> product(static_cast<std::size_t>((end - begin) * lanes));
 
-    // H D of the window's columns gives the gradient.
-    multiply_columns(block, begin, end - begin, product.data());
-    for (std::int64_t k = 0; k < system.size; ++k) {
-      const std::int64_t column = begin + k * width;
+  // H D of the window's columns gives the gradient.
+  multiply_columns(block, begin, end - begin, product.data());
+  for (std::int64_t k = 0; k < size; ++k) {
+    const Basis& basis = bases[static_cast<std::size_t>(k)];
+    add_column_products(
+        basis.values + basis.begin * lanes,
+        product.data() + (basis.begin - begin) * lanes,
+        basis.end - basis.begin,
+        lanes,
+        system.g.data() + k * lanes);
+  }
+  // H V_l from basis l downwards gives column l of the lower triangle of A.
+  for (std::int64_t l = 0; l < size; ++l) {
+    const Basis& column = bases[static_cast<std::size_t>(l)];
+    ctx_.blas.gemm(
+        false,
+        false,
+        end - column.begin,
+        lanes,
+        column.end - column.begin,
+        1.0F,
+        H_.data() + column.begin * (n + 1),
+        n,
+        column.values + column.begin * lanes,
+        lanes,
+        0.0F,
+        product.data(),
+        lanes);
+    for (std::int64_t k = l; k < size; ++k) {
+      const Basis& row = bases[static_cast<std::size_t>(k)];
       add_column_products(
-          V.data() + column * lanes,
-          product.data() + (column - begin) * lanes,
-          std::min(width, end - column),
+          row.values + row.begin * lanes,
+          product.data() + (row.begin - column.begin) * lanes,
+          row.end - row.begin,
           lanes,
-          system.g.data() + k * lanes);
+          system.A.data() + (k * size + l) * lanes);
     }
-    // H V_l from group l downwards gives column l of the lower triangle of A.
-    for (std::int64_t l = 0; l < system.size; ++l) {
-      const std::int64_t column = begin + l * width;
-      ctx_.blas.gemm(
-          false,
-          false,
-          end - column,
-          lanes,
-          std::min(width, end - column),
-          1.0F,
-          H_.data() + column * (n + 1),
-          n,
-          V.data() + column * lanes,
-          lanes,
-          0.0F,
-          product.data(),
-          lanes);
-      for (std::int64_t k = l; k < system.size; ++k) {
-        const std::int64_t row = begin + k * width;
-        add_column_products(
-            V.data() + row * lanes,
-            product.data() + (row - column) * lanes,
-            std::min(width, end - row),
-            lanes,
-            system.A.data() + (k * system.size + l) * lanes);
-      }
-    }
+  }
+  return system;
+}
 
-    std::vector<double> matrix(static_cast<std::size_t>(system.size * system.size));
-    std::vector<double> step(static_cast<std::size_t>(system.size));
+std::optional<std::vector<double>> Descent::best_step(
+    const ScaleSystem& system, std::int64_t lanes, std::int64_t r) const {
+  const std::int64_t size = system.size;
+  std::vector<double> matrix(static_cast<std::size_t>(size * size));
+  std::vector<double> step(static_cast<std::size_t>(size));
+  double trace = 0;
+  for (std::int64_t k = 0; k < size; ++k) {
+    for (std::int64_t l = 0; l <= k; ++l) {
+      matrix[static_cast<std::size_t>(k * size + l)] =
+          system.A[static_cast<std::size_t>((k * size + l) * lanes + r)];
+    }
+    trace += matrix[static_cast<std::size_t>(k * (size + 1))];
+    step[static_cast<std::size_t>(k)] = -system.g[static_cast<std::size_t>(k * lanes + r)];
+  }
+  const double ridge = kRidge * trace / static_cast<double>(size);
+  for (std::int64_t k = 0; k < size; ++k) {
+    matrix[static_cast<std::size_t>(k * (size + 1))] += ridge;
+  }
+  if (!ctx_.blas.cholesky_lower(size, matrix.data(), size)) {
+    return std::nullopt;  // no weight of the row is off its zero point: nothing to fit
+  }
+  ctx_.blas.solve_cholesky_lower(size, 1, matrix.data(), size, step.data(), 1);
+  return step;
+}
+
+void Descent::refit_scales(RowBlock& block) const {
+  const std::int64_t lanes = block.lanes;
+  const std::int64_t width = scheme_.group_width(block.columns);
+  const std::int64_t groups = scheme_.groups(block.columns);
+  const std::vector<float> V = signed_codes(block);
+  for (std::int64_t first = 0; first < groups; first += kWindow) {
+    std::vector<Basis> bases;
+    for (std::int64_t group = first; group < std::min(first + kWindow, groups); ++group) {
+      bases.push_back({V.data(), group * width, std::min((group + 1) * width, block.columns)});
+    }
+    const ScaleSystem system = build_system(block, bases);
+    std::vector<float> scales(bases.size());
     for (std::int64_t r = 0; r < block.rows; ++r) {
-      double trace = 0;
-      for (std::int64_t k = 0; k < system.size; ++k) {
-        for (std::int64_t l = 0; l <= k; ++l) {
-          matrix[static_cast<std::size_t>(k * system.size + l)] =
-              system.A[static_cast<std::size_t>((k * system.size + l) * lanes + r)];
+      std::optional<std::vector<double>> step = best_step(system, lanes, r);
+      if (!step) {
+        continue;
+      }
+      for (std::size_t k = 0; k < scales.size(); ++k) {
+        float& old = block.scales
+                         [(static_cast<std::size_t>(first) + k) * static_cast<std::size_t>(lanes) +
+                          static_cast<std::size_t>(r)];
+        scales[k] = storable_scale(static_cast<float>(old + (*step)[k]), scale_dtype_);
+        (*step)[k] = static_cast<double>(scales[k]) - old;
+      }
+      if (change_of_error(system, lanes, r, *step) < 0) {
+        for (std::size_t k = 0; k < scales.size(); ++k) {
+          block.scales
+              [(static_cast<std::size_t>(first) + k) * static_cast<std::size_t>(lanes) +
+               static_cast<std::size_t>(r)] = scales[k];
         }
-        trace += matrix[static_cast<std::size_t>(k * (system.size + 1))];
-        step[static_cast<std::size_t>(k)] = -system.g[static_cast<std::size_t>(k * lanes + r)];
       }
-      const double ridge = kRidge * trace / static_cast<double>(system.size);
-      for (std::int64_t k = 0; k < system.size; ++k) {
-        matrix[static_cast<std::size_t>(k * (system.size + 1))] += ridge;
+    }
+    block.update_difference();
+  }
+}
+
+// Q of a ggml row is d_b u - dmin_b v over block b, with u = sub-scale * (code - zero) and v the
+// sub-minimum: the same system with these as bases, and d and dmin as unknowns.
+void Descent::refit_super_scales(RowBlock& block) const {
+  const GgmlLayout& layout = *ggml_layout(*scheme_.ggml);
+  const std::int64_t lanes = block.lanes;
+  std::vector<float> U(block.codes.size());
+  std::vector<float> M(layout.has_minimum() ? block.codes.size() : 0);
+  for (std::int64_t j = 0; j < block.columns; ++j) {
+    const auto group = static_cast<std::size_t>(block.group_of[static_cast<std::size_t>(j)]);
+    for (std::int64_t r = 0; r < block.rows; ++r) {
+      const GgmlRow& row = block.ggml[static_cast<std::size_t>(r)];
+      const auto at = static_cast<std::size_t>(j * lanes + r);
+      U[at] = static_cast<float>(row.sub_scale[group]) *
+              (static_cast<float>(block.codes[at]) + layout.values.front());
+      if (!M.empty()) {
+        M[at] = -static_cast<float>(row.sub_minimum[group]);
       }
-      if (!ctx_.blas.cholesky_lower(system.size, matrix.data(), system.size)) {
-        continue;  // no weight of the row is off its zero point: nothing to fit
+    }
+  }
+  const std::int64_t blocks = block.columns / layout.block;
+  const std::int64_t window = M.empty() ? kWindow : kWindow / 2;
+  for (std::int64_t first = 0; first < blocks; first += window) {
+    std::vector<Basis> bases;
+    for (std::int64_t b = first; b < std::min(first + window, blocks); ++b) {
+      bases.push_back({U.data(), b * layout.block, (b + 1) * layout.block});
+      if (!M.empty()) {
+        bases.push_back({M.data(), b * layout.block, (b + 1) * layout.block});
       }
-      ctx_.blas.solve_cholesky_lower(system.size, 1, matrix.data(), system.size, step.data(), 1);
-      std::vector<float> scales(static_cast<std::size_t>(system.size));
-      for (std::int64_t k = 0; k < system.size; ++k) {
-        const float old = block.scales[static_cast<std::size_t>((first + k) * lanes + r)];
-        const auto wanted = static_cast<float>(old + step[static_cast<std::size_t>(k)]);
-        scales[static_cast<std::size_t>(k)] = storable_scale(wanted, scale_dtype_);
-        step[static_cast<std::size_t>(k)] =
-            static_cast<double>(scales[static_cast<std::size_t>(k)]) - old;
+    }
+    const ScaleSystem system = build_system(block, bases);
+    for (std::int64_t r = 0; r < block.rows; ++r) {
+      std::optional<std::vector<double>> step = best_step(system, lanes, r);
+      if (!step) {
+        continue;
       }
-      if (change_of_error(system, lanes, r, step) < 0) {
-        for (std::int64_t k = 0; k < system.size; ++k) {
-          block.scales[static_cast<std::size_t>((first + k) * lanes + r)] =
-              scales[static_cast<std::size_t>(k)];
+      GgmlRow& row = block.ggml[static_cast<std::size_t>(r)];
+      std::vector<std::uint16_t> halves(step->size());
+      for (std::size_t k = 0; k < step->size(); ++k) {
+        const std::uint16_t old = super_scale(row, first, k, !M.empty());
+        halves[k] = float_to_f16(static_cast<float>(f16_to_float(old) + (*step)[k]));
+        (*step)[k] = static_cast<double>(f16_to_float(halves[k])) - f16_to_float(old);
+      }
+      const double change = change_of_error(system, lanes, r, *step);
+      if (std::isfinite(change) && change < 0) {
+        for (std::size_t k = 0; k < halves.size(); ++k) {
+          super_scale(row, first, k, !M.empty()) = halves[k];
         }
+        block.apply_ggml_row(layout, r);
       }
     }
     block.update_difference();
@@ -236,7 +311,11 @@ void Descent::run(RowBlock& block, int sweeps, int refit_rounds) const {
     sweep(block);
   }
   for (int round = 0; round < refit_rounds; ++round) {
-    refit_scales(block);
+    if (scheme_.ggml) {
+      refit_super_scales(block);
+    } else {
+      refit_scales(block);
+    }
     for (int i = 0; i < kSweepsPerRefit; ++i) {
       sweep(block);
     }

@@ -4,9 +4,20 @@
 #include "base/context.h"
 #include "quant/row_block.h"
 
+#include <cstdint>
+#include <optional>
+#include <span>
 #include <vector>
 
 namespace quern {
+
+// The systems of all rows for one window of bases: A = V^T H V [K][K][lanes] (lower triangle) and
+// the gradient g = V^T H D [K][lanes].
+struct ScaleSystem {
+  std::int64_t size = 0;
+  std::vector<double> A;
+  std::vector<double> g;
+};
 
 // Coordinate descent and scale refit on E = tr(D H D^T), D = Q - W (methods.md 2.6). `H` is
 // [columns, columns] in float, symmetric, with a positive diagonal. Both keep D and the codes of
@@ -25,6 +36,9 @@ class Descent {
   // to 64 groups, rounded as stored. A row whose E would not fall keeps its scales.
   void refit_scales(RowBlock& block) const;
 
+  // The same for the super-scales d and dmin of a ggml type.
+  void refit_super_scales(RowBlock& block) const;
+
   // E of every lane.
   [[nodiscard]] std::vector<double> errors(const RowBlock& block) const;
 
@@ -32,6 +46,17 @@ class Descent {
   void run(RowBlock& block, int sweeps, int refit_rounds) const;
 
  private:
+  // What one unknown multiplies: values [columns][lanes], of which columns [begin, end) count.
+  // The bases of a window stand in the order of their columns.
+  struct Basis {
+    const float* values;
+    std::int64_t begin;
+    std::int64_t end;
+  };
+  [[nodiscard]] ScaleSystem build_system(const RowBlock& block, std::span<const Basis> bases) const;
+  // What to add to the unknowns of lane r for the least E; nothing when E does not depend on them.
+  [[nodiscard]] std::optional<std::vector<double>> best_step(
+      const ScaleSystem& system, std::int64_t lanes, std::int64_t r) const;
   // out [count][lanes] = columns [begin, begin + count) of D H.
   void multiply_columns(
       const RowBlock& block, std::int64_t begin, std::int64_t count, float* out) const;

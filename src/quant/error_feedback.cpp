@@ -212,9 +212,9 @@ constexpr double kHoldoutNoise = 8.0;
 
 // The three matrices that come out of one pass over the rows.
 struct Candidates {
-  PackedLinear rtn;
-  PackedLinear recursion;
-  PackedLinear descent;
+  std::shared_ptr<QuantizedMatrix> rtn;
+  std::shared_ptr<QuantizedMatrix> recursion;
+  std::shared_ptr<QuantizedMatrix> descent;  // null without descent
 };
 
 Candidates solve(
@@ -227,7 +227,8 @@ Candidates solve(
     std::span<const float> start) {
   const QuantScheme& scheme = problem.scheme;
   const GridRules rules = grid_rules(problem, options);
-  const bool dynamic_groups = options.order != ColumnOrder::kActivation;
+  // Blocks of a ggml type share super-scales: their ranges cannot follow the recursion.
+  const bool dynamic_groups = options.order != ColumnOrder::kActivation && !scheme.ggml;
   const std::optional<GroupMoments> moments = group_moments(problem, options);
   const std::optional<GroupMoments> ordered_moments =
       dynamic_groups ? group_moments(problem, options, order) : std::nullopt;
@@ -244,11 +245,10 @@ Candidates solve(
   const Descent descent(ctx, scheme, options.storage.scale_dtype, H);
 
   Candidates made;
-  made.rtn = PackedLinear::make(
-      scheme, problem.out_features, problem.in_features, options.storage.scale_dtype);
-  made.recursion = made.rtn;
+  made.rtn = make_matrix(problem, options.storage);
+  made.recursion = make_matrix(problem, options.storage);
   if (descends) {
-    made.descent = made.rtn;
+    made.descent = make_matrix(problem, options.storage);
   }
   ctx.pool.for_chunks(
       problem.out_features,
@@ -260,15 +260,15 @@ Candidates solve(
           block.fit_all_ranges_to_output(ctx, scheme, rules, *moments);
         }
         block.round_all(ctx.kernels, scheme);
-        block.store(made.rtn);
+        block.store(*made.rtn);
         RecursionBlock(recursion, block).run();
-        block.store(made.recursion);
+        block.store(*made.recursion);
         if (descends) {
           descent.run(block, options.descent_sweeps, options.refit_rounds);
           for (int i = 0; i < options.restarts; ++i) {
             restart(recursion, descent, options, block);
           }
-          block.store(made.descent);
+          block.store(*made.descent);
         }
       });
   return made;
@@ -285,6 +285,13 @@ LinearResult quantize_with_feedback(
   check_problem(problem, options);
   if (std::optional<std::string> reason = unusable(problem.stats, problem.in_features)) {
     return fall_back(ctx, problem, options, std::move(*reason));
+  }
+  if (problem.scheme.ggml && (!ggml_layout(*problem.scheme.ggml)->linear || setup)) {
+    return fall_back(
+        ctx,
+        problem,
+        options,
+        fmt::format("{} does not round to {}", name, ggml_type_info(*problem.scheme.ggml).name));
   }
   const SiteStats& stats = *problem.stats;
   Curvature curvature = make_curvature(stats);
@@ -308,9 +315,8 @@ LinearResult quantize_with_feedback(
   report.tokens = stats.rows;
   report.dead_columns = curvature.dead_columns;
 
-  const bool descended = made.descent.out_features > 0;
-  const std::array<PackedLinear*, 3> all = {
-      &made.rtn, &made.recursion, descended ? &made.descent : &made.recursion};
+  const std::array<std::shared_ptr<QuantizedMatrix>, 3> all = {
+      made.rtn, made.recursion, made.descent ? made.descent : made.recursion};
   const auto measure = [&](std::span<const double> H,
                            std::span<const QuantizedMatrix* const> which) {
     return quadratic_errors(
@@ -320,7 +326,7 @@ LinearResult quantize_with_feedback(
   // so clearly.
   std::size_t chosen = 2;
   if (has_holdout(stats)) {
-    const std::array<const QuantizedMatrix*, 3> judged = {all[0], all[1], all[2]};
+    const std::array<const QuantizedMatrix*, 3> judged = {all[0].get(), all[1].get(), all[2].get()};
     const QuadraticErrors holdout = measure(stats.H_holdout, judged);
     const double margin = 1 + kHoldoutNoise / std::sqrt(static_cast<double>(stats.holdout_rows));
     if (holdout.errors[1] * margin < holdout.errors[chosen]) {
@@ -337,12 +343,12 @@ LinearResult quantize_with_feedback(
     }
     report.holdout_error = holdout.relative(chosen);
   }
-  const std::array<const QuantizedMatrix*, 2> kept = {all[0], all[chosen]};
+  const std::array<const QuantizedMatrix*, 2> kept = {all[0].get(), all[chosen].get()};
   const QuadraticErrors errors =
       quadratic_errors(ctx, problem.W, problem.out_features, problem.in_features, stats.H, kept);
   report.rtn_error = errors.relative(0);
   report.relative_error = errors.relative(1);
-  result.matrix = std::make_shared<const PackedLinear>(std::move(*all[chosen]));
+  result.matrix = all[chosen];
   return result;
 }
 

@@ -37,7 +37,7 @@ GgmlMatrix GgmlMatrix::make(
   matrix.out_features = out_features;
   matrix.in_features = in_features;
   matrix.type = type;
-  matrix.owner = std::make_shared<const std::vector<std::byte>>(std::move(bytes));
+  matrix.owner = std::make_shared<std::vector<std::byte>>(std::move(bytes));
   matrix.bytes = *matrix.owner;
   return matrix;
 }

@@ -19,7 +19,7 @@ struct GgmlMatrix : QuantizedMatrix {
   GgmlType type = GgmlType::kF32;
   // [out_features] rows of whole blocks. They belong to `owner`, or to somebody who outlives this.
   std::span<const std::byte> bytes;
-  std::shared_ptr<const std::vector<std::byte>> owner;
+  std::shared_ptr<std::vector<std::byte>> owner;
   // [out_features] where row r of the matrix stands in `bytes`; empty: at r (GGUF files of Llama
   // models interleave the rows of queries and keys).
   std::vector<std::int64_t> stored_rows;

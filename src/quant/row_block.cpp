@@ -3,6 +3,7 @@
 
 #include "kernels/kernels.h"
 #include "quant/clipping.h"
+#include "quant/ggml_quantize.h"
 
 #include <algorithm>
 
@@ -66,6 +67,10 @@ void RowBlock::find_all_ranges(
     const QuantScheme& scheme,
     const GridRules& rules,
     const float* weights) {
+  if (scheme.ggml) {
+    find_ggml_scales(kernels, *scheme.ggml, weights);
+    return;
+  }
   const std::int64_t width = scheme.group_width(columns);
   for (std::int64_t group = 0; group < scheme.groups(columns); ++group) {
     const std::int64_t begin = group * width;
@@ -128,9 +133,86 @@ void RowBlock::take_row(const RowBlock& other, std::int64_t row) {
     scales[cell] = other.scales[cell];
     zeros[cell] = other.zeros[cell];
   }
+  if (!ggml.empty() && row < rows) {
+    ggml[static_cast<std::size_t>(row)] = other.ggml[static_cast<std::size_t>(row)];
+    for (auto at = static_cast<std::size_t>(row); at < W.size();
+         at += static_cast<std::size_t>(lanes)) {
+      W[at] = other.W[at];  // with the other minimums
+    }
+  }
 }
 
-void RowBlock::store(PackedLinear& packed) const {
+void RowBlock::find_ggml_scales(const KernelTable& kernels, GgmlType type, const float* weights) {
+  const GgmlLayout& layout = *ggml_layout(type);
+  const auto n = static_cast<std::size_t>(columns);
+  const auto width = static_cast<std::size_t>(layout.block);
+  std::vector<float> values(n);
+  // Lanes without a row keep a grid that divides by something.
+  std::fill(scales.begin(), scales.end(), 1.0F);
+  std::fill(zeros.begin(), zeros.end(), -layout.values.front());
+  ggml.assign(static_cast<std::size_t>(rows), GgmlRow());
+  for (std::int64_t r = 0; r < rows; ++r) {
+    for (std::int64_t j = 0; j < columns; ++j) {
+      values[static_cast<std::size_t>(j)] = W[static_cast<std::size_t>(j * lanes + r)];
+    }
+    GgmlRow& row = ggml[static_cast<std::size_t>(r)];
+    row = GgmlRow::make(layout, n);
+    for (std::size_t b = 0; b * width < n; ++b) {
+      find_scales(
+          kernels,
+          layout,
+          std::span(values).subspan(b * width, width),
+          {weights + b * width, width},
+          row,
+          b);
+    }
+    std::fill(row.minimum.begin(), row.minimum.end(), 0.0F);  // what W holds so far
+    apply_ggml_row(layout, r);
+  }
+}
+
+void RowBlock::apply_ggml_row(const GgmlLayout& layout, std::int64_t r) {
+  // A group whose scale is 0 holds only its minimum, whatever the codes.
+  constexpr float kNoScale = 1e-20F;
+  GgmlRow& row = ggml[static_cast<std::size_t>(r)];
+  const std::vector<float> before = row.minimum;
+  for (std::size_t b = 0; b < row.d.size(); ++b) {
+    row.apply_scales(layout, b);
+  }
+  for (std::size_t group = 0; group < row.scale.size(); ++group) {
+    const float scale = row.scale[group];
+    scales[group * static_cast<std::size_t>(lanes) + static_cast<std::size_t>(r)] =
+        scale == 0.0F ? kNoScale : scale;
+  }
+  for (std::int64_t j = 0; j < columns; ++j) {
+    const auto group = static_cast<std::size_t>(group_of[static_cast<std::size_t>(j)]);
+    W[static_cast<std::size_t>(j * lanes + r)] += row.minimum[group] - before[group];
+  }
+}
+
+void RowBlock::store(QuantizedMatrix& matrix) const {
+  if (ggml.empty()) {
+    store_packed(static_cast<PackedLinear&>(matrix));
+  } else {
+    store_ggml(static_cast<GgmlMatrix&>(matrix));
+  }
+}
+
+void RowBlock::store_ggml(GgmlMatrix& matrix) const {
+  for (std::int64_t r = 0; r < rows; ++r) {
+    GgmlRow row = ggml[static_cast<std::size_t>(r)];
+    for (std::int64_t j = 0; j < columns; ++j) {
+      row.codes[static_cast<std::size_t>(j)] = codes[static_cast<std::size_t>(j * lanes + r)];
+    }
+    pack_row(
+        matrix.type,
+        row,
+        std::span(*matrix.owner)
+            .subspan(static_cast<std::size_t>(first + r) * matrix.row_bytes(), matrix.row_bytes()));
+  }
+}
+
+void RowBlock::store_packed(PackedLinear& packed) const {
   const std::int64_t groups = packed.groups();
   std::vector<std::uint8_t> row_codes(static_cast<std::size_t>(columns));
   for (std::int64_t r = 0; r < rows; ++r) {
@@ -147,6 +229,23 @@ void RowBlock::store(PackedLinear& packed) const {
       }
     }
   }
+}
+
+std::shared_ptr<QuantizedMatrix> make_matrix(
+    const LinearProblem& problem, const StorageRules& storage) {
+  if (problem.scheme.ggml) {
+    const GgmlType type = *problem.scheme.ggml;
+    const GgmlTypeInfo& info = ggml_type_info(type);
+    const std::int64_t bytes =
+        problem.out_features * (problem.in_features / info.block) * info.bytes;
+    return std::make_shared<GgmlMatrix>(GgmlMatrix::make(
+        type,
+        problem.out_features,
+        problem.in_features,
+        std::vector<std::byte>(static_cast<std::size_t>(bytes))));
+  }
+  return std::make_shared<PackedLinear>(PackedLinear::make(
+      problem.scheme, problem.out_features, problem.in_features, storage.scale_dtype));
 }
 
 std::int64_t rows_per_block(std::int64_t out_features) {

@@ -3,11 +3,13 @@
 
 #include "base/context.h"
 #include "kernels/quant_columns.h"
+#include "quant/ggml_matrix.h"
 #include "quant/grid.h"
 #include "quant/method.h"
 #include "quant/packed_linear.h"
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -30,6 +32,10 @@ struct RowBlock {
   std::vector<float> scales;
   std::vector<float> zeros;
   std::vector<std::int32_t> group_of;  // [columns]
+  // [rows] of a ggml type: what each row stores beside its codes; else empty. W then holds the
+  // weights plus the minimum of their group: the grid is scale * (code - zero) with a whole zero
+  // point, as everywhere, and D is still Q - W.
+  std::vector<GgmlRow> ggml;
 
   // Rows [first, end) of the problem, with nothing rounded yet.
   [[nodiscard]] static RowBlock load(
@@ -59,8 +65,21 @@ struct RowBlock {
   // Takes a row's codes, D and ranges over from a block of the same rows.
   void take_row(const RowBlock& other, std::int64_t row);
 
-  void store(PackedLinear& packed) const;
+  // Takes over the scales and minimums that ggml[row] has now.
+  void apply_ggml_row(const GgmlLayout& layout, std::int64_t row);
+
+  // Into a matrix of make_matrix.
+  void store(QuantizedMatrix& matrix) const;
+
+ private:
+  void find_ggml_scales(const KernelTable& kernels, GgmlType type, const float* weights);
+  void store_packed(PackedLinear& packed) const;
+  void store_ggml(GgmlMatrix& matrix) const;
 };
+
+// An empty matrix of the problem's scheme.
+[[nodiscard]] std::shared_ptr<QuantizedMatrix> make_matrix(
+    const LinearProblem& problem, const StorageRules& storage);
 
 // Rows [first, first + rows) of a row-major matrix with `columns` columns as [columns][lanes];
 // lanes beyond `rows` hold zeros.

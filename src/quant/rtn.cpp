@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "quant/clipping.h"
 #include "quant/curvature.h"
+#include "quant/ggml_quantize.h"
 #include "quant/quadratic_error.h"
 #include "quant/row_block.h"
 
@@ -27,6 +28,26 @@ void check_finite(const LinearProblem& problem) {
           "check the checkpoint: it may be damaged or overflowed in half precision");
     }
   }
+}
+
+// Rows of ggml blocks, each by the search of ggml_quantize.h.
+void round_blocks(
+    const Context& ctx,
+    const LinearProblem& problem,
+    const std::vector<float>& importance,
+    GgmlMatrix& matrix) {
+  const GgmlLayout& layout = *ggml_layout(matrix.type);
+  const auto width = static_cast<std::size_t>(problem.in_features);
+  constexpr std::int64_t kRows = 16;
+  ctx.pool.for_chunks(problem.out_features, kRows, [&](std::int64_t begin, std::int64_t end, int) {
+    for (std::int64_t r = begin; r < end; ++r) {
+      const auto row = static_cast<std::size_t>(r);
+      pack_row(
+          matrix.type,
+          quantize_row(ctx.kernels, layout, problem.goal().subspan(row * width, width), importance),
+          std::span(*matrix.owner).subspan(row * matrix.row_bytes(), matrix.row_bytes()));
+    }
+  });
 }
 
 }  // namespace
@@ -81,13 +102,16 @@ void check_problem(const LinearProblem& problem, const MethodOptions& options) {
   check_finite(problem);
 }
 
-PackedLinear round_to_nearest(
+std::shared_ptr<const QuantizedMatrix> round_to_nearest(
     const Context& ctx,
     const LinearProblem& problem,
     const MethodOptions& options,
     const std::vector<float>& importance) {
-  PackedLinear packed = PackedLinear::make(
-      problem.scheme, problem.out_features, problem.in_features, options.storage.scale_dtype);
+  const std::shared_ptr<QuantizedMatrix> matrix = make_matrix(problem, options.storage);
+  if (problem.scheme.ggml) {
+    round_blocks(ctx, problem, importance, static_cast<GgmlMatrix&>(*matrix));
+    return matrix;
+  }
   const GridRules rules = grid_rules(problem, options);
   const std::optional<GroupMoments> moments = group_moments(problem, options);
   ctx.pool.for_chunks(
@@ -100,9 +124,9 @@ PackedLinear round_to_nearest(
           block.fit_all_ranges_to_output(ctx, problem.scheme, rules, *moments);
         }
         block.round_all(ctx.kernels, problem.scheme);
-        block.store(packed);
+        block.store(*matrix);
       });
-  return packed;
+  return matrix;
 }
 
 LinearResult quantize_rtn(
@@ -120,8 +144,7 @@ LinearResult quantize_rtn(
     result.report.tokens = problem.stats->rows;
     result.report.dead_columns = curvature.dead_columns;
   }
-  result.matrix =
-      std::make_shared<const PackedLinear>(round_to_nearest(ctx, problem, options, importance));
+  result.matrix = round_to_nearest(ctx, problem, options, importance);
   const std::array<const QuantizedMatrix*, 1> candidates = {result.matrix.get()};
   const auto measure = [&](std::span<const double> matrix) {
     return quadratic_errors(

@@ -2,8 +2,8 @@
 #pragma once
 
 #include "quant/method.h"
-#include "quant/packed_linear.h"
 
+#include <memory>
 #include <vector>
 
 namespace quern {
@@ -19,7 +19,7 @@ namespace quern {
 void check_problem(const LinearProblem& problem, const MethodOptions& options);
 
 // The matrix alone, ranges weighted by `importance` [in_features].
-[[nodiscard]] PackedLinear round_to_nearest(
+[[nodiscard]] std::shared_ptr<const QuantizedMatrix> round_to_nearest(
     const Context& ctx,
     const LinearProblem& problem,
     const MethodOptions& options,

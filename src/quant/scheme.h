@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "quant/ggml_types.h"
 #include "tensor/tensor.h"
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 namespace quern {
@@ -14,6 +16,8 @@ struct QuantScheme {
   int bits = 4;
   bool symmetric = true;  // zero = 2^(bits-1) everywhere
   std::int64_t group_size = 128;  // columns that share a scale; 0: the whole row ("channel")
+  // A ggml block type instead of a grid of free scales; the fields above then follow from it.
+  std::optional<GgmlType> ggml = {};
 
   [[nodiscard]] std::int64_t group_width(std::int64_t in_features) const noexcept {
     return group_size == 0 ? in_features : group_size;
@@ -27,6 +31,9 @@ struct QuantScheme {
 
   friend bool operator==(const QuantScheme&, const QuantScheme&) = default;
 };
+
+// The scheme of a type of ggml_layout().
+[[nodiscard]] QuantScheme ggml_scheme(GgmlType type);
 
 // What a file format does to the numbers of a grid. Codes are always chosen with scales and zero
 // points as they will be stored.
