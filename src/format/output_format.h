@@ -51,7 +51,9 @@ struct OutputFormat {
 };
 
 [[nodiscard]] std::span<const OutputFormat> output_formats() noexcept;
-// Throws UsageError with the known names.
+// "gptq, gptq_v2, …"
+[[nodiscard]] std::string output_format_names();
+// Throws UnsupportedError with the known names.
 [[nodiscard]] const OutputFormat& find_output_format(const std::string& name);
 
 }  // namespace quern
