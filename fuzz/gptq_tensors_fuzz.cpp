@@ -2,43 +2,17 @@
 // The tensors of one GPTQ module with arbitrary contents and, sometimes, wrong shapes. What can be
 // read must be written to the same values, or refused.
 #include "base/error.h"
+#include "dealer.h"
 #include "format/gptq.h"
 
-#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
-#include <span>
-#include <utility>
 #include <vector>
 
-namespace {
-
-// Deals the input out to tensors; behind its end there are zeros.
-class Dealer {
- public:
-  explicit Dealer(std::span<const std::byte> input) : input_(input) {}
-  std::uint8_t byte() {
-    const std::vector<std::byte> one = bytes(1);
-    return static_cast<std::uint8_t>(one[0]);
-  }
-  std::vector<std::byte> bytes(std::size_t count) {
-    std::vector<std::byte> out(count);
-    const std::size_t taken = std::min(count, input_.size());
-    std::copy_n(input_.begin(), taken, out.begin());
-    input_ = input_.subspan(taken);
-    return out;
-  }
-
- private:
-  std::span<const std::byte> input_;
-};
-
-}  // namespace
-
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  Dealer dealer({reinterpret_cast<const std::byte*>(data), size});
+  quern::fuzz::Dealer dealer({reinterpret_cast<const std::byte*>(data), size});
   quern::QuantScheme scheme;
   scheme.bits = dealer.byte() % 12;
   scheme.group_size = std::array<std::int64_t, 4>{0, 16, 32, 48}[dealer.byte() % 4U];
@@ -57,11 +31,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     std::array<std::vector<std::byte>, 4> contents;
     std::array<quern::TensorView, 4> views;
     for (std::size_t i = declared.size(); i-- > 0;) {
-      std::size_t bytes = quern::dtype_size(declared[i].dtype);
-      for (const std::int64_t extent : declared[i].shape) {
-        bytes *= static_cast<std::size_t>(extent);
-      }
-      contents[i] = dealer.bytes(bytes);
+      contents[i] = dealer.contents(declared[i]);
       views[i] = {declared[i].dtype, declared[i].shape, contents[i]};
     }
     const quern::PackedLinear packed = quern::unpack_gptq(

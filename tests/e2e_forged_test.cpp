@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "forged.h"
+#include "forged_packed.h"
 #include "forged_tokenizers.h"
 #include "run_binary.h"
 #include "scratch.h"
@@ -31,7 +32,11 @@ void expect_refused(const std::string& name, const Words& words) {
 }
 
 TEST(ForgedThroughTheProgram, TheUnbrokenOnesAreAccepted) {
-  for (const testing::ForgedCase& good : testing::good_checkpoints()) {
+  std::vector<testing::ForgedCase> all = testing::good_checkpoints();
+  for (const testing::ForgedCase& good : testing::good_packed_checkpoints()) {
+    all.push_back(good);
+  }
+  for (const testing::ForgedCase& good : all) {
     const ScratchDirectory scratch;
     testing::write_files(scratch.path(), good.files);
     EXPECT_EQ(run_quern({"inspect", scratch.path()}).code, 0) << good.name;
@@ -40,8 +45,11 @@ TEST(ForgedThroughTheProgram, TheUnbrokenOnesAreAccepted) {
 }
 
 TEST(ForgedThroughTheProgram, Checkpoints) {
-  const std::vector<testing::ForgedCase> cases = testing::forged_cases();
+  std::vector<testing::ForgedCase> cases = testing::forged_cases();
   EXPECT_GE(cases.size(), 100U);
+  for (const testing::ForgedCase& forged : testing::forged_packed_cases()) {
+    cases.push_back(forged);
+  }
   for (const testing::ForgedCase& forged : cases) {
     const ScratchDirectory scratch;
     testing::write_files(scratch.path() / "model", forged.files);

@@ -491,7 +491,7 @@ TEST(CompressedConfig, RefusesSettingsThatChangeTheComputation) {
            one_group(R"("weights":{},"format":"nvfp4-pack-quantized")"),
            std::string(R"({"format":"float-quantized","config_groups":{}})"),
            std::string(R"({"format":"marlin-24","config_groups":{}})"),
-           std::string(R"({"quantization_status":"frozen","config_groups":{}})"),
+           std::string(R"({"quantization_status":"initialized","config_groups":{}})"),
            std::string(R"({"kv_cache_scheme":{"num_bits":8},"config_groups":{}})"),
            std::string(R"({"sparsity_config":{"format":"sparse-24-bitmask"},"config_groups":{}})"),
            std::string(R"({"transform_config":{"config_groups":{"u":{}}},"config_groups":{}})"),
@@ -500,7 +500,7 @@ TEST(CompressedConfig, RefusesSettingsThatChangeTheComputation) {
     EXPECT_THROW((void)read(text), UnsupportedError) << text;
   }
   EXPECT_NO_THROW((void)read(
-      R"({"sparsity_config":{},"transform_config":{},"version":"0.20.0","config_groups":{}})"));
+      R"({"sparsity_config":{},"transform_config":{},"version":"0.20.0","quantization_status":"frozen","config_groups":{}})"));
 }
 
 TEST(CompressedConfig, RefusesMalformedText) {

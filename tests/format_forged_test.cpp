@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "base/error.h"
 #include "forged.h"
+#include "forged_packed.h"
 #include "format/checkpoint.h"
 #include "quant/packed_linear.h"
 #include "scratch.h"
@@ -28,24 +29,32 @@ void load(const std::filesystem::path& directory) {
   }
 }
 
+std::vector<ForgedCase> joined(std::vector<ForgedCase> a, const std::vector<ForgedCase>& b) {
+  a.insert(a.end(), b.begin(), b.end());
+  return a;
+}
+
 TEST(Forged, TheUnbrokenCheckpointsLoad) {
-  for (const ForgedCase& good : testing::good_checkpoints()) {
+  for (const ForgedCase& good :
+       joined(testing::good_checkpoints(), testing::good_packed_checkpoints())) {
     const ScratchDirectory scratch;
     testing::write_files(scratch.path(), good.files);
     EXPECT_NO_THROW(load(scratch.path())) << good.name;
     const auto checkpoint = open_checkpoint(scratch.path());
     EXPECT_EQ(checkpoint->format(), good.name);
     const testing::ForgedLinear linear = testing::forged_linears().front();
-    EXPECT_EQ(checkpoint->is_quantized(linear.name), good.name == "gptq");
+    EXPECT_EQ(checkpoint->is_quantized(linear.name), good.name != "dense");
     const StoredLinear stored = checkpoint->load_linear(linear.name, linear.out, linear.in);
-    EXPECT_EQ(stored.quantized != nullptr, good.name == "gptq");
+    EXPECT_EQ(stored.quantized != nullptr, good.name != "dense");
     EXPECT_NE(stored.quantized != nullptr, stored.dense.has_value());
   }
 }
 
 TEST(Forged, EveryLieIsAnErrorOfThreeLines) {
-  const std::vector<ForgedCase> cases = testing::forged_cases();
-  EXPECT_GE(cases.size(), 100U);
+  EXPECT_GE(testing::forged_cases().size(), 100U);
+  EXPECT_GE(testing::forged_packed_cases().size(), 80U);
+  const std::vector<ForgedCase> cases =
+      joined(testing::forged_cases(), testing::forged_packed_cases());
   std::set<std::string> names;
   for (const ForgedCase& forged : cases) {
     EXPECT_TRUE(names.insert(forged.name).second) << forged.name << " stands twice";

@@ -11,6 +11,15 @@
 #define LLVMFuzzerTestOneInput fuzz_gptq_tensors
 #include "../fuzz/gptq_tensors_fuzz.cpp"
 #undef LLVMFuzzerTestOneInput
+#define LLVMFuzzerTestOneInput fuzz_awq_tensors
+#include "../fuzz/awq_tensors_fuzz.cpp"
+#undef LLVMFuzzerTestOneInput
+#define LLVMFuzzerTestOneInput fuzz_compressed_tensors
+#include "../fuzz/compressed_tensors_fuzz.cpp"
+#undef LLVMFuzzerTestOneInput
+#define LLVMFuzzerTestOneInput fuzz_compressed_config
+#include "../fuzz/compressed_config_fuzz.cpp"
+#undef LLVMFuzzerTestOneInput
 #define LLVMFuzzerTestOneInput fuzz_json_config
 #include "../fuzz/json_config_fuzz.cpp"
 #undef LLVMFuzzerTestOneInput
@@ -58,6 +67,15 @@ TEST(FuzzReplay, Gguf) {
 }
 TEST(FuzzReplay, Imatrix) {
   replay("imatrix", fuzz_imatrix);
+}
+TEST(FuzzReplay, AwqTensors) {
+  replay("awq_tensors", fuzz_awq_tensors);
+}
+TEST(FuzzReplay, CompressedTensors) {
+  replay("compressed_tensors", fuzz_compressed_tensors);
+}
+TEST(FuzzReplay, CompressedConfig) {
+  replay("compressed_config", fuzz_compressed_config);
 }
 TEST(FuzzReplay, JsonConfig) {
   replay("json_config", fuzz_json_config);

@@ -121,11 +121,7 @@ void add_quantize_options(CLI::App& app, QuantizeArguments& a) {
   app.add_flag("--asymmetric", a.asymmetric, "a zero point for each group")
       ->group("What")
       ->excludes(symmetric);
-  app.add_option(
-         "--format",
-         a.format,
-         "gptq, gptq_v2, awq, compressed-tensors, gguf[:TYPE] or quern (default: gptq)")
-      ->group("What");
+  app.add_option("--format", a.format, output_format_names() + " (default: gptq)")->group("What");
   app.add_option("--plan", a.plan, "obey this plan, made by quern plan and edited")->group("What");
   app.add_option(
          "--order",

@@ -65,6 +65,7 @@ struct Verb {
 
 [[nodiscard]] std::function<int(Session&)> configure_doctor(CLI::App& app);
 [[nodiscard]] std::function<int(Session&)> configure_eval(CLI::App& app);
+[[nodiscard]] std::function<int(Session&)> configure_export(CLI::App& app);
 [[nodiscard]] std::function<int(Session&)> configure_generate(CLI::App& app);
 [[nodiscard]] std::function<int(Session&)> configure_info(CLI::App& app);
 [[nodiscard]] std::function<int(Session&)> configure_inspect(CLI::App& app);

@@ -55,6 +55,10 @@ void for_blocks(std::int64_t in, std::int64_t words, Visit visit) {
   }
 }
 
+bool fits(const QuantScheme& scheme, std::int64_t out, std::int64_t in) {
+  return out > 0 && in > 0 && out % kPerWord == 0 && in % scheme.group_width(in) == 0;
+}
+
 void read_codes(const TensorView& qweight, PackedLinear& packed) {
   const std::int64_t in = packed.in_features;
   const std::int64_t words = packed.out_features / kPerWord;
@@ -160,7 +164,20 @@ PackedLinear unpack_awq(
     std::int64_t in_features,
     const std::string& where) {
   require_sizes(out_features, in_features, where);
-  check_awq_holds(scheme, out_features, in_features, where);
+  if (scheme.bits != kBits || !fits(scheme, out_features, in_features)) {
+    throw ParseError(
+        "a module does not have the sizes of AWQ",
+        where,
+        fmt::format(
+            "expected 4 bits, outputs in multiples of {} and inputs in whole groups of {}, found "
+            "{} bits, out {}, in {}",
+            kPerWord,
+            scheme.group_width(in_features),
+            scheme.bits,
+            out_features,
+            in_features),
+        "check that the quantization configuration belongs to these weights");
+  }
   const std::int64_t groups = scheme.groups(in_features);
   const std::int64_t words = out_features / kPerWord;
   require_form(tensors.qweight, DType::kI32, {in_features, words}, extended(where, "qweight"));
@@ -192,8 +209,7 @@ void check_awq_holds(
         fmt::format("expected 4 bits, found {}", scheme.bits),
         "--bits 4, or --format compressed-tensors");
   }
-  if (out_features < 1 || in_features < 1 || out_features % kPerWord != 0 ||
-      in_features % scheme.group_width(in_features) != 0) {
+  if (!fits(scheme, out_features, in_features)) {
     throw UnsupportedError(
         "AWQ cannot pack this matrix",
         where,

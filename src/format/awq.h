@@ -31,7 +31,7 @@ struct AwqTensors {
 };
 
 // Translates a stored module into the form of memory, exactly. Zero points that all are 8 make the
-// result symmetric. Throws ParseError, or UnsupportedError for other widths, naming `where`.
+// result symmetric. Throws ParseError, naming `where`.
 [[nodiscard]] PackedLinear unpack_awq(
     const AwqTensors& tensors,
     const QuantScheme& scheme,

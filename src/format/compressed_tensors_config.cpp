@@ -58,7 +58,8 @@ std::optional<CompressedLayout> read_layout(const std::string& format, const std
 // Settings under which the tensors alone do not give the computation.
 void refuse_unknown_computation(const JsonReader& reader) {
   const std::string status = reader.get_string_or("quantization_status", "compressed");
-  if (status != "compressed") {
+  // Early files were saved as integers and yet called frozen.
+  if (status != "compressed" && status != "frozen") {
     throw_unsupported(reader.place("quantization_status"), "compressed", status);
   }
   for (const char* key : {"kv_cache_scheme", "moe_sparsity_config"}) {

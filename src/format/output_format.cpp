@@ -240,16 +240,25 @@ std::span<const OutputFormat> output_formats() noexcept {
   return kFormats;
 }
 
+std::string output_format_names() {
+  std::string names;
+  for (const OutputFormat& format : output_formats()) {
+    names += (names.empty() ? "" : ", ") + std::string(format.name);
+  }
+  return names;
+}
+
 const OutputFormat& find_output_format(const std::string& name) {
-  std::string known;
   for (const OutputFormat& format : output_formats()) {
     if (format.name == name.substr(0, name.find(':'))) {
       return format;
     }
-    known += (known.empty() ? "" : ", ") + std::string(format.name);
   }
   throw UnsupportedError(
-      "unknown output format", "--format " + name, "expected one of " + known, "--format gptq");
+      "unknown output format",
+      "--format " + name,
+      "expected one of " + output_format_names(),
+      "--format gptq");
 }
 
 }  // namespace quern

@@ -53,6 +53,8 @@ struct OutputFormat {
 };
 
 [[nodiscard]] std::span<const OutputFormat> output_formats() noexcept;
+// "gptq, gptq_v2, …"
+[[nodiscard]] std::string output_format_names();
 // `name` may be followed by ":TYPE". Throws UnsupportedError with the known names.
 [[nodiscard]] const OutputFormat& find_output_format(const std::string& name);
 

@@ -127,6 +127,9 @@ void write_configs(
     const std::filesystem::path& directory) {
   Json config = source;
   config.erase("quantization_config");
+  if (config.contains("text_config") && config["text_config"].is_object()) {
+    config["text_config"].erase("quantization_config");  // some multimodal models keep it there
+  }
   if (!quantization.is_null()) {
     config["quantization_config"] = quantization;
   }
