@@ -196,7 +196,7 @@ int run_eval(Session& session, const EvalArguments& arguments) {
 
 std::function<int(Session&)> configure_eval(CLI::App& app) {
   auto arguments = std::make_shared<EvalArguments>();
-  app.add_option("MODEL", arguments->model, "checkpoint directory")->required();
+  app.add_option("MODEL", arguments->model, "checkpoint directory, or a .gguf file")->required();
   app.add_option("--perplexity", arguments->texts, "text file to score (repeatable)")->required();
   app.add_option(
          "--context", arguments->context, "tokens of a window (default: 2048, for llama.cpp 512)")

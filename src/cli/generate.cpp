@@ -78,7 +78,7 @@ int run_generate(Session& session, const GenerateArguments& arguments) {
 std::function<int(Session&)> configure_generate(CLI::App& app) {
   auto arguments = std::make_shared<GenerateArguments>();
   SamplingOptions& sampling = arguments->sampling;
-  app.add_option("MODEL", arguments->model, "checkpoint directory")->required();
+  app.add_option("MODEL", arguments->model, "checkpoint directory, or a .gguf file")->required();
   app.add_option("--prompt", arguments->prompt, "text to go on from")->required();
   app.add_option("--max-tokens", arguments->max_tokens, "new tokens at most (default: 128)")
       ->check(CLI::Range(1, 1 << 24));

@@ -144,7 +144,7 @@ int run_inspect(Session& session, const std::string& model_text) {
 
 std::function<int(Session&)> configure_inspect(CLI::App& app) {
   auto model = std::make_shared<std::string>();
-  app.add_option("MODEL", *model, "checkpoint directory")->required();
+  app.add_option("MODEL", *model, "checkpoint directory, or a .gguf file")->required();
   add_footer(app, "  quern inspect ./model\n  quern inspect ./model --json\n");
   return [model](Session& session) { return run_inspect(session, *model); };
 }

@@ -113,7 +113,7 @@ int run_logits(Session& session, const LogitsArguments& arguments) {
 
 std::function<int(Session&)> configure_logits(CLI::App& app) {
   auto arguments = std::make_shared<LogitsArguments>();
-  app.add_option("MODEL", arguments->model, "checkpoint directory")->required();
+  app.add_option("MODEL", arguments->model, "checkpoint directory, or a .gguf file")->required();
   app.add_option(
          "--ids",
          arguments->ids,

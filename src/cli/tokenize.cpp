@@ -81,7 +81,10 @@ int run_tokenize(Session& session, const TokenizeArguments& arguments) {
 
 std::function<int(Session&)> configure_tokenize(CLI::App& app) {
   auto arguments = std::make_shared<TokenizeArguments>();
-  app.add_option("MODEL", arguments->model, "directory that holds a tokenizer; no weights needed")
+  app.add_option(
+         "MODEL",
+         arguments->model,
+         "directory that holds a tokenizer, or a .gguf file; no weights needed")
       ->required();
   app.add_option("--text", arguments->text, "text to tokenize");
   app.add_option(

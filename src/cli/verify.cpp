@@ -55,7 +55,7 @@ int run_verify(Session& session, const VerifyArguments& arguments) {
 
 std::function<int(Session&)> configure_verify(CLI::App& app) {
   auto arguments = std::make_shared<VerifyArguments>();
-  app.add_option("MODEL", arguments->model, "checkpoint directory")->required();
+  app.add_option("MODEL", arguments->model, "checkpoint directory, or a .gguf file")->required();
   app.add_option(
       "--against",
       arguments->against,
