@@ -233,6 +233,54 @@ TEST_F(EndToEnd, WidthsThatTheFormatCannotHold) {
   EXPECT_TRUE(fs::is_empty(scratch_.path()));
 }
 
+TEST_F(EndToEnd, GgufFilesAreWrittenAndRun) {
+  for (const std::string& type : {std::string("Q4_K"), std::string("Q2_K")}) {
+    const std::string name = type + ".gguf";
+    const RunResult result = quantize(name, {"--format", "gguf:" + type});
+    ASSERT_EQ(result.code, 0) << result.err;
+    const Json manifest = result.json();
+    EXPECT_EQ(manifest["predicted"]["bytes"], fs::file_size(at(name)));
+    EXPECT_EQ(manifest["bytes"], fs::file_size(at(name)));
+    EXPECT_TRUE(fs::exists(at(name + ".manifest.json")));
+    EXPECT_FALSE(fs::exists(at(name + ".partial")));
+    EXPECT_FALSE(fs::exists(at(name + ".run")));
+    EXPECT_LT(divergence(name), type == "Q4_K" ? 0.2 : 2.0);
+    // The same command finds its result, and another one does not write over it.
+    EXPECT_EQ(quantize(name, {"--format", "gguf:" + type}).code, 0);
+    EXPECT_EQ(quantize(name, {"--format", "gguf:Q6_K"}).code, 2);
+  }
+  EXPECT_EQ(quantize("directory", {"--format", "gguf", "--bits", "6"}).code, 0);
+  EXPECT_LT(divergence("directory/model.gguf"), 0.05);
+  EXPECT_EQ(quantize("x.gguf", {"--format", "gguf:IQ1_S"}).code, 2);
+  EXPECT_EQ(quantize("x.gguf", {"--format", "gguf", "--bits", "7"}).code, 2);
+  EXPECT_EQ(quantize("x.gguf", {"--format", "gguf", "--embedding-bits", "mixed:100"}).code, 3);
+  EXPECT_FALSE(fs::exists(at("x.gguf")));
+}
+
+TEST_F(EndToEnd, TablesOverTheVocabularyAreRoundedWhereTheFormatHoldsThem) {
+  const RunResult mixed =
+      quantize("mixed", {"--format", "quern", "--embedding-bits", "mixed:500", "--bits", "8"});
+  ASSERT_EQ(mixed.code, 0) << mixed.err;
+  EXPECT_LT(divergence("mixed"), 0.05);
+  const RunResult eight =
+      quantize("eight", {"--format", "quern", "--embedding-bits", "8", "--bits", "8"});
+  ASSERT_EQ(eight.code, 0) << eight.err;
+  EXPECT_LT(mixed.json()["bytes"], eight.json()["bytes"]);
+  EXPECT_LT(divergence("eight"), divergence("mixed"));
+  EXPECT_EQ(quantize("x", {"--format", "gptq", "--embedding-bits", "8"}).code, 3);
+  EXPECT_EQ(quantize("x", {"--format", "quern", "--embedding-bits", "3"}).code, 2);
+  EXPECT_EQ(quantize("x", {"--format", "quern", "--embedding-bits", "many"}).code, 2);
+}
+
+TEST_F(EndToEnd, ChannelFactorsAndMismatchTargetsLowerTheDivergence) {
+  const Words best = {"--transform", "scale", "--mismatch-target", "--bits", "3"};
+  ASSERT_EQ(quantize("plain", {"--bits", "3"}).code, 0);
+  const RunResult result = quantize("best", best);
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_FALSE(result.json()["transforms"].empty());
+  EXPECT_LT(divergence("best"), 0.8 * divergence("plain"));
+}
+
 class Plans : public EndToEnd {
  protected:
   void SetUp() override {

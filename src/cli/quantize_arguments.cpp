@@ -76,7 +76,7 @@ void parse_embedding_bits(const std::string& text, bool force, TableChoice& tabl
     if (!rest.empty() && rest.front() != ':') {
       refuse("expected mixed or mixed:COUNT");
     }
-    tables.hot_rows = rest.empty() ? kFrequentTokens : number(rest.substr(1));
+    tables.frequent_tokens = rest.empty() ? kFrequentTokens : number(rest.substr(1));
     tables.embedding_bits = 4;
     return;
   }

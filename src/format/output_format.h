@@ -24,6 +24,7 @@ struct OutputModule {
   std::optional<QuantScheme> scheme;  // none: it keeps its floats
   std::string_view kind = "packed";  // of the matrix, as QuantizedMatrix::kind()
   DType scale_dtype = DType::kF16;
+  std::int64_t hot_rows = 0;  // of the kind mixed_rows: rows of the first table, at 8 bits
   bool has_group_index = false;  // act-order files of other tools
   ActivationScheme activation;  // a static scale may be unknown until `pack`
   bool is_embedding = false;  // rows are looked up

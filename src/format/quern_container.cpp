@@ -3,6 +3,7 @@
 
 #include "base/error.h"
 #include "format/packing.h"
+#include "quant/mixed_rows.h"
 #include "quant/packed_linear.h"
 #include "quern/version.h"
 
@@ -45,9 +46,39 @@ Json packed_parameters(const OutputModule& module) {
   return packed.parameters();
 }
 
+// The two tables of mixed rows.
+std::array<std::pair<const char*, OutputModule>, 2> mixed_tables(const OutputModule& module) {
+  OutputModule hot = module;
+  hot.out_features = module.hot_rows;
+  hot.scheme->bits = MixedRows::kHotBits;
+  OutputModule cold = module;
+  cold.out_features = module.out_features - module.hot_rows;
+  return {{{MixedRows::kHot, hot}, {MixedRows::kCold, cold}}};
+}
+
+std::vector<TensorDeclaration> mixed_parts(const OutputModule& module) {
+  std::vector<TensorDeclaration> parts = {{"row_map", DType::kU32, {module.out_features}}};
+  for (const auto& [name, table] : mixed_tables(module)) {
+    for (TensorDeclaration& part : packed_parts(table)) {
+      part.name = fmt::format("{}.{}", name, part.name);
+      parts.push_back(std::move(part));
+    }
+  }
+  return parts;
+}
+
+Json mixed_parameters(const OutputModule& module) {
+  Json parameters = {{"hot_rows", module.hot_rows}};
+  for (const auto& [name, table] : mixed_tables(module)) {
+    parameters[name] = packed_parameters(table);
+  }
+  return parameters;
+}
+
 // One line a kind.
 constexpr std::array kKinds = {
     ContainerKind{PackedLinear::kKind, packed_parts, packed_parameters},
+    ContainerKind{MixedRows::kKind, mixed_parts, mixed_parameters},
 };
 
 const ContainerKind& kind_of(const OutputModule& module) {

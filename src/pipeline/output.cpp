@@ -81,6 +81,7 @@ OutputModule output_module(
   module.kind = linear.scheme.ggml    ? GgmlMatrix::kKind
                 : linear.hot_rows > 0 ? MixedRows::kKind
                                       : PackedLinear::kKind;
+  module.hot_rows = linear.hot_rows;
   if (!linear.keep()) {
     module.scheme = linear.scheme;
     module.scale_dtype = format.storage(graph.config.dtype, module).scale_dtype;

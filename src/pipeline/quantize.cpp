@@ -124,7 +124,7 @@ Json options_json(const QuantizeOptions& options) {
       {"mismatch_target", method.mismatch_target},
       {"transform", options.transform.empty() ? "none" : options.transform},
       {"embedding_bits", options.tables.embedding_bits},
-      {"hot_rows", options.tables.hot_rows},
+      {"frequent_tokens", options.tables.frequent_tokens},
       {"head_bits", options.tables.head_bits},
       {"format", options.format},
       {"shard_bytes", options.shard_bytes}};
@@ -456,6 +456,7 @@ PreparedRun prepare_quantize(const Context& ctx, const QuantizeOptions& options)
     choose_ggml_types(options, run.plan);
   }
   check_bits(run.plan);
+  resolve_hot_rows(run.source->directory(), options.plan_file.empty(), run.plan);
   if (options.plan_file.empty() && !run.format->is_gguf) {
     keep_odd_shapes(ctx, *run.format, options.scheme, run.graph, run.plan);
   }
@@ -609,11 +610,13 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
     }
     return manifest;
   };
+  const Json fingerprint = parse_json(fingerprint_text, "fingerprint");
   if (const auto manifest = finished()) {
+    RunState::remove_leftover(paths.work, fingerprint);
     return *manifest;
   }
   refuse_foreign_staging(paths);
-  const RunState state(paths.work, parse_json(fingerprint_text, "fingerprint"), options.resume);
+  const RunState state(paths.work, fingerprint, options.resume);
   const DirectoryLock staging_lock(paths.staging);
   if (const auto manifest = finished()) {
     state.remove();

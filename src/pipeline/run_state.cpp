@@ -256,6 +256,17 @@ std::optional<QuantizedBlock> RunState::load(
   }
 }
 
+void RunState::remove_leftover(const std::filesystem::path& directory, const Json& fingerprint) {
+  if (!is_started(directory) || read_state(directory / kStateName) != fingerprint) {
+    return;
+  }
+  try {
+    RunState(directory, fingerprint, true).remove();
+  } catch (const Error&) {
+    return;  // another run holds it, and will remove it
+  }
+}
+
 void RunState::remove() const {
   // The state goes last: without it the blocks count for nothing.
   std::error_code code;

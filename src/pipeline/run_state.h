@@ -41,6 +41,9 @@ class RunState {
   [[nodiscard]] static bool is_started(const std::filesystem::path& directory);
   // Deletes what is in the directory; the result is safe elsewhere.
   void remove() const;
+  // The same for what a run of this fingerprint left when it was killed after its result was in
+  // place. Anything else, also a directory that a run works in, is left alone.
+  static void remove_leftover(const std::filesystem::path& directory, const Json& fingerprint);
 
  private:
   [[nodiscard]] std::filesystem::path part_path(const std::string& part) const;

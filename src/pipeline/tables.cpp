@@ -11,6 +11,7 @@
 #include "tokenizer/tokenizer.h"
 
 #include <algorithm>
+#include <iterator>
 #include <numeric>
 #include <utility>
 
@@ -18,7 +19,6 @@ namespace quern {
 namespace {
 
 constexpr std::int64_t kSliceRows = 8192;
-constexpr int kHotBits = 8;
 
 // Appends the rows of a slice to a table of the same scheme.
 void append(PackedLinear& table, const PackedLinear& slice) {
@@ -103,7 +103,20 @@ std::vector<std::int64_t> all_rows(std::int64_t count) {
   return rows;
 }
 
-// Whether each row is among the `count` that deserve more bits.
+// Whether each row must have 8 bits.
+std::vector<bool> forced_rows(const std::filesystem::path& model, std::int64_t vocab) {
+  const Tokenizer tokenizer = load_tokenizer(model);
+  std::vector<bool> forced(static_cast<std::size_t>(vocab), false);
+  const auto known =
+      static_cast<std::int32_t>(std::min(vocab, static_cast<std::int64_t>(tokenizer.vocab_size())));
+  for (std::int32_t id = 0; id < known; ++id) {
+    forced[static_cast<std::size_t>(id)] =
+        tokenizer.is_special(id) || tokenizer.is_added(id) || tokenizer.token_bytes(id).size() == 1;
+  }
+  return forced;
+}
+
+// Whether each row is among the `count` hot ones.
 std::vector<bool> hot_rows(
     const PreparedRun& run, const CalibrationSet& calibration, std::int64_t count) {
   const std::int64_t vocab = run.graph.config.vocab_size;
@@ -113,25 +126,18 @@ std::vector<bool> hot_rows(
       ++seen[static_cast<std::size_t>(id)];
     }
   }
-  const Tokenizer tokenizer = load_tokenizer(run.source->directory());
-  std::vector<bool> hot(static_cast<std::size_t>(vocab), false);
+  std::vector<bool> hot = forced_rows(run.source->directory(), vocab);
+  const std::vector<std::int64_t> ids = all_rows(vocab);
   std::vector<std::int64_t> others;
-  for (std::int64_t id = 0; id < vocab; ++id) {
-    const auto token = static_cast<std::int32_t>(id);
-    const bool forced = token < tokenizer.vocab_size() &&
-                        (tokenizer.is_special(token) || tokenizer.is_added(token) ||
-                         tokenizer.token_bytes(token).size() == 1);
-    if (forced) {
-      hot[static_cast<std::size_t>(id)] = true;
-    } else {
-      others.push_back(id);
-    }
-  }
+  std::copy_if(ids.begin(), ids.end(), std::back_inserter(others), [&](std::int64_t id) {
+    return !hot[static_cast<std::size_t>(id)];
+  });
   std::stable_sort(others.begin(), others.end(), [&](std::int64_t a, std::int64_t b) {
     return seen[static_cast<std::size_t>(a)] > seen[static_cast<std::size_t>(b)];
   });
-  const auto taken = std::min<std::size_t>(others.size(), static_cast<std::size_t>(count));
-  for (std::size_t i = 0; i < taken; ++i) {
+  const auto left =
+      static_cast<std::size_t>(count - (vocab - static_cast<std::int64_t>(others.size())));
+  for (std::size_t i = 0; i < std::min(left, others.size()); ++i) {
     hot[static_cast<std::size_t>(others[i])] = true;
   }
   return hot;
@@ -157,7 +163,7 @@ std::shared_ptr<const QuantizedMatrix> round_mixed(
     list.push_back(row);
   }
   QuantScheme hot_scheme = planned.scheme;
-  hot_scheme.bits = kHotBits;
+  hot_scheme.bits = MixedRows::kHotBits;
   const auto round = [&](const std::vector<std::int64_t>& rows, const QuantScheme& scheme) {
     return as_packed(
         *round_rows(ctx, weights, rows, planned.method, scheme, nullptr, options, report),
@@ -205,6 +211,21 @@ SiteStats head_statistics(
 
 }  // namespace
 
+void resolve_hot_rows(const std::filesystem::path& model, bool fresh, QuantPlan& plan) {
+  for (PlannedLinear& linear : plan.linears) {
+    if (linear.hot_rows == 0 || linear.keep()) {
+      continue;
+    }
+    const std::vector<bool> forced = forced_rows(model, linear.out_features);
+    const std::int64_t least = std::count(forced.begin(), forced.end(), true);
+    linear.hot_rows = fresh ? linear.hot_rows + least : std::max(linear.hot_rows, least);
+    if (linear.hot_rows >= linear.out_features) {
+      linear.hot_rows = 0;
+      linear.scheme.bits = MixedRows::kHotBits;
+    }
+  }
+}
+
 QuantizedBlock quantize_embedding(
     const Context& ctx,
     const PreparedRun& run,
@@ -218,15 +239,13 @@ QuantizedBlock quantize_embedding(
   const LinearWeights weights = load_linear_weights(run.graph.embedding, *run.source);
   LinearReport report;
   std::shared_ptr<const QuantizedMatrix> matrix;
-  const std::vector<bool> hot =
-      planned->hot_rows > 0 ? hot_rows(run, calibration, planned->hot_rows) : std::vector<bool>();
-  if (std::find(hot.begin(), hot.end(), false) != hot.end()) {
+  if (planned->hot_rows > 0) {
+    const std::vector<bool> hot = hot_rows(run, calibration, planned->hot_rows);
     matrix = round_mixed(ctx, weights, *planned, hot, options, report);
   } else {
-    QuantScheme scheme = planned->scheme;
-    scheme.bits = hot.empty() ? scheme.bits : kHotBits;  // every row is hot
     const std::vector<std::int64_t> rows = all_rows(weights.out_features);
-    matrix = round_rows(ctx, weights, rows, planned->method, scheme, nullptr, options, report);
+    matrix =
+        round_rows(ctx, weights, rows, planned->method, planned->scheme, nullptr, options, report);
   }
   run.source->tensors().release(weights.dense);
   return one_linear(planned, std::move(matrix), std::move(report), steady_seconds() - started);

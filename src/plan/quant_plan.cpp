@@ -50,7 +50,7 @@ PlannedLinear planned_embedding(
   }
   entry.method = bits < 16 ? "rtn" : "keep";
   entry.scheme = table_scheme(scheme, bits, graph.embedding);
-  entry.hot_rows = bits < 8 ? tables.hot_rows : 0;
+  entry.hot_rows = bits < 8 ? tables.frequent_tokens : 0;
   if (bits >= 16) {
     entry.reason = graph.head_tied ? "embedding, tied with the head" : "embedding";
   }

@@ -19,8 +19,7 @@ struct PlannedLinear {
   std::int64_t in_features = 0;
   std::string method;  // "gptq", "rtn", or "keep" to leave it in 16 bits
   QuantScheme scheme;
-  // Of an embedding: this many rows (and special and single-byte tokens) at 8 bits, the others as
-  // the scheme says; 0: all alike.
+  // Of an embedding: this many rows at 8 bits, the others as the scheme says; 0: all alike.
   std::int64_t hot_rows = 0;
   std::string reason;  // why, for people
 
@@ -40,7 +39,7 @@ struct QuantPlan {
 // What becomes of the tables over the vocabulary. 16 bits: they stay as they are.
 struct TableChoice {
   int embedding_bits = 16;
-  std::int64_t hot_rows = 0;  // of the embedding, see PlannedLinear
+  std::int64_t frequent_tokens = 0;  // rows of the embedding at 8 bits, beside the forced ones
   int head_bits = 16;
 };
 

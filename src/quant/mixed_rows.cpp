@@ -8,13 +8,6 @@
 #include <utility>
 
 namespace quern {
-namespace {
-
-constexpr const char* kHot = "hot";
-constexpr const char* kCold = "cold";
-
-}  // namespace
-
 void MixedRows::dequantize_row(
     const KernelTable& kernels,
     std::int64_t row,

@@ -17,6 +17,9 @@ struct MixedRows : QuantizedMatrix {
   // [out_features] the row of `hot` when kHotBit is set, else of `cold`.
   std::vector<std::uint32_t> row_map;
   static constexpr std::uint32_t kHotBit = 0x80000000U;
+  static constexpr int kHotBits = 8;
+  static constexpr const char* kHot = "hot";  // names of the two tables
+  static constexpr const char* kCold = "cold";
 
   void dequantize_row(
       const KernelTable& kernels,
