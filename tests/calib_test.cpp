@@ -98,6 +98,44 @@ SiteStats stats_of(const Context& ctx, Matrix X, std::int64_t width, std::int64_
   return accumulator.finish(ctx);
 }
 
+// Row r holds r in every column: the sample says which rows were taken.
+TEST(SiteAccumulator, SamplesEvenlySpacedRows) {
+  const TestContext ctx(2);
+  for (const std::int64_t rows : {1, 100, 256, 257, 5000}) {
+    for (const std::int64_t block : {rows, std::int64_t{7}}) {
+      Matrix X(static_cast<std::size_t>(2 * rows));
+      for (std::size_t i = 0; i < X.size(); ++i) {
+        X[i] = static_cast<float>(i / 2);
+      }
+      const SiteStats stats = stats_of(*ctx, X, 2, block);
+      const std::int64_t count = stats.sample_rows();
+      EXPECT_LE(count, SiteStats::kSampledRows);
+      EXPECT_GE(count, std::min(rows, SiteStats::kSampledRows / 2));
+      const float stride = count > 1 ? stats.sample[2] : 1.0F;
+      for (std::int64_t i = 0; i < count; ++i) {
+        EXPECT_EQ(stats.sample[static_cast<std::size_t>(2 * i)], stride * static_cast<float>(i));
+        EXPECT_EQ(
+            stats.sample[static_cast<std::size_t>(2 * i + 1)], stride * static_cast<float>(i));
+      }
+      EXPECT_GT(stride * static_cast<float>(count), static_cast<float>(rows - 1));  // to the end
+    }
+  }
+}
+
+TEST(SiteAccumulator, HeldOutAndBrokenRowsAreNotSampled) {
+  const TestContext ctx(1);
+  SiteAccumulator accumulator(1);
+  Matrix first = {1, kNaN, 2};
+  Matrix held = {3, 4};
+  accumulator.add(*ctx, first.data(), nullptr, 3, false);
+  accumulator.add(*ctx, held.data(), nullptr, 2, true);
+  EXPECT_EQ(accumulator.finish(*ctx).sample, (Matrix{1, 2}));
+  // The next site begins with every row again.
+  Matrix next = {5, 6, 7};
+  accumulator.add(*ctx, next.data(), nullptr, 3, false);
+  EXPECT_EQ(accumulator.finish(*ctx).sample, (Matrix{5, 6, 7}));
+}
+
 TEST(SiteAccumulator, IsExactWhereFloatIs) {
   const TestContext ctx(2);
   for (const std::int64_t width : {1, 5, 385, 400}) {

@@ -80,6 +80,16 @@ TEST_F(CommandLine, VerbsAndOptions) {
   refused_quantize(3, {"--group-size", "48"}, "group size");
   refused_quantize(2, {"--method", "magic"}, "rtn");
   refused_quantize(3, {"--format", "exl3"}, "gptq_v2");
+  refused_quantize(2, {"--recipe", "magic"}, "rtn");
+  refused_quantize(2, {"--recipe", ""}, "rtn");
+  refused_quantize(2, {"--method", "rtn", "--recipe", "gptq"});
+  refused_quantize(2, {"--method", "billm", "--bits", "4"}, "1 to 1");
+  refused_quantize(2, {"--method", "smoothquant", "--bits", "3"}, "4 to 8");
+  refused_quantize(2, {"--activation-bits", "7"});
+  refused_quantize(2, {"--activation-scale", "fixed"});
+  refused_quantize(2, {"--range", "widest"});
+  refused_quantize(2, {"--asymmetry", "2"});
+  refused_quantize(3, {"--activation-bits", "8"}, "activations");
   refused_quantize(2, {"--symmetric", "--asymmetric"});
   refused_quantize(2, {"--order", "random"});
   refused_quantize(2, {"--damping", "nan"});

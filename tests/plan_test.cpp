@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "base/error.h"
 #include "plan/quant_plan.h"
+#include "plan/recipes.h"
+#include "quant/method.h"
+#include "quant/scaling.h"
 
 #include <gtest/gtest.h>
 
@@ -147,6 +150,55 @@ TEST_F(Plan, EditsAreObeyed) {
   EXPECT_TRUE(edited.linears[7].scheme.symmetric);
   EXPECT_EQ(edited.linears[8].name, plan_.linears[8].name);
   EXPECT_EQ(edited.linears[13].name, plan_.linears[13].name);
+}
+
+TEST_F(Plan, RangesAndActivationsRoundTrip) {
+  plan_.linears[0].range = RangeSearch::kMinMax;
+  plan_.linears[1].activation = {.bits = 8};
+  plan_.linears[2].activation = {.bits = 4, .dynamic = false};
+  const Json document = document_of(plan_);
+  const QuantPlan again = read_plan(parse_json(document.dump(), "t"), "plan.json", graph_);
+  for (std::size_t i = 0; i < plan_.linears.size(); ++i) {
+    EXPECT_EQ(again.linears[i].range, plan_.linears[i].range) << i;
+    EXPECT_EQ(again.linears[i].activation, plan_.linears[i].activation) << i;
+  }
+  EXPECT_FALSE(document["linears"][3].contains("range"));
+  EXPECT_FALSE(document["linears"][3].contains("activation"));
+  const std::string name = plan_.linears[1].name;
+  const auto set = [](const char* key, const Json& value) {
+    return [key, value](Json& linears) { linears[1][key] = value; };
+  };
+  for (const Json& bad : {Json("widest"), Json(3), Json("")}) {
+    EXPECT_EQ(fault_of_refusal(set("range", bad), name), "") << bad;
+  }
+  for (const Json& bad : {Json(8), Json::object(), Json{{"bits", 1}}, Json{{"bits", 32}}}) {
+    EXPECT_EQ(fault_of_refusal(set("activation", bad), name), "") << bad;
+  }
+}
+
+TEST(Recipes, NameWhatThereIs) {
+  for (const Recipe& recipe : recipes()) {
+    EXPECT_EQ(&find_recipe(recipe.name), &recipe);
+    EXPECT_FALSE(recipe.summary.empty());
+    const Method* method = find_method(recipe.method);
+    ASSERT_NE(method, nullptr) << recipe.name;
+    EXPECT_GE(recipe.bits, method->min_bits) << recipe.name;
+    EXPECT_LE(recipe.bits, method->max_bits) << recipe.name;
+    EXPECT_TRUE(recipe.transform.empty() || find_transform(recipe.transform) != nullptr)
+        << recipe.name;
+  }
+  for (const char* name : {"rtn", "gptq", "gptaq", "awq", "smoothquant", "billm", "best"}) {
+    EXPECT_NO_THROW((void)find_recipe(name)) << name;
+  }
+  EXPECT_THROW((void)find_recipe("magic"), UsageError);
+  EXPECT_THROW((void)find_recipe(""), UsageError);
+}
+
+TEST(Recipes, ScoresAreNotClipped) {
+  EXPECT_EQ(range_for(Role::kQuery, RangeSearch::kOutput), RangeSearch::kMinMax);
+  EXPECT_EQ(range_for(Role::kKey, RangeSearch::kOutput), RangeSearch::kMinMax);
+  EXPECT_EQ(range_for(Role::kDown, RangeSearch::kOutput), RangeSearch::kOutput);
+  EXPECT_EQ(range_for(Role::kQuery, RangeSearch::kWeighted), RangeSearch::kWeighted);
 }
 
 TEST_F(Plan, NamesMustBeThoseOfTheModel) {

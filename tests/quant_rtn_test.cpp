@@ -271,6 +271,11 @@ TEST(Methods, TableIsComplete) {
   ASSERT_NE(find_method("rtn"), nullptr);
   ASSERT_NE(find_method("gptq"), nullptr);
   EXPECT_EQ(find_method("awq2"), nullptr);
+  for (const Method& method : methods()) {
+    EXPECT_EQ(find_method(method.name), &method);
+    EXPECT_LE(method.min_bits, method.max_bits);
+    EXPECT_EQ(method.needs_reference, method.name == "gptaq") << method.name;
+  }
   EXPECT_TRUE(find_method("gptq")->needs_statistics);
   EXPECT_EQ(order_name(ColumnOrder::kGroupAware), "group-aware");
   EXPECT_EQ(range_name(RangeSearch::kWeighted), "weighted");

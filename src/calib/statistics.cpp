@@ -104,8 +104,32 @@ void SiteAccumulator::add(
   if (reference != nullptr) {
     add_mixed_products(ctx, X, reference, kept);
   }
+  if (!holdout) {
+    take_sample(X, kept);
+  }
   partial_rows_ += kept;
   (holdout ? stats_.holdout_rows : stats_.rows) += kept;
+}
+
+void SiteAccumulator::take_sample(const float* X, std::int64_t rows) {
+  const std::int64_t width = stats_.width;
+  std::vector<float>& sample = stats_.sample;
+  for (std::int64_t r = 0; r < rows; ++r) {
+    if ((stats_.rows + r) % sample_stride_ != 0) {
+      continue;
+    }
+    if (stats_.sample_rows() == SiteStats::kSampledRows) {
+      for (std::int64_t kept = 0; 2 * kept < SiteStats::kSampledRows; ++kept) {
+        std::copy_n(sample.begin() + 2 * kept * width, width, sample.begin() + kept * width);
+      }
+      sample.resize(static_cast<std::size_t>(SiteStats::kSampledRows / 2 * width));
+      sample_stride_ *= 2;
+      if ((stats_.rows + r) % sample_stride_ != 0) {
+        continue;
+      }
+    }
+    sample.insert(sample.end(), X + r * width, X + (r + 1) * width);
+  }
 }
 
 void SiteAccumulator::add_mixed_products(
@@ -224,6 +248,7 @@ SiteStats SiteAccumulator::finish(const Context& ctx) {
   stats_ = SiteStats{};
   stats_.width = width;
   stats_.abs_max.assign(static_cast<std::size_t>(width), 0.0F);
+  sample_stride_ = 1;
   return result;
 }
 

@@ -35,10 +35,12 @@ class SiteAccumulator {
   void add_mixed_products(
       const Context& ctx, const float* X, const float* reference, std::int64_t rows);
   void flush(const Context& ctx);
+  void take_sample(const float* X, std::int64_t rows);
 
   SiteStats stats_;
   std::vector<float> partial_;  // upper tiles of X^T X since the last flush
   std::vector<float> partial_mixed_;  // X^T X~ since the last flush; empty without a reference
+  std::int64_t sample_stride_ = 1;  // doubled whenever the sample is full
   std::int64_t partial_rows_ = 0;
   bool partial_holdout_ = false;
 };

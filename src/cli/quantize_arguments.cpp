@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "base/units.h"
 #include "format/output_format.h"
+#include "plan/recipes.h"
 
 #include <fmt/format.h>
 
@@ -97,15 +98,39 @@ ColumnOrder parse_order(const std::string& text) {
   return text == "group-aware" ? ColumnOrder::kGroupAware : ColumnOrder::kActivation;
 }
 
+// "power" is the older name of power-2.4.
+RangeSearch parse_range(const std::string& text) {
+  return range_from_name(text).value_or(RangeSearch::kPower24);
+}
+
 }  // namespace
 
 void add_quantize_options(CLI::App& app, QuantizeArguments& a) {
   app.add_option("MODEL", a.model, "checkpoint directory: config.json, safetensors, tokenizer")
       ->required();
-  app.add_option("--method", a.method, "gptq or rtn (default: gptq)")->group("What");
-  app.add_option("--bits", a.bits, "2 to 8 (default: 4)")->group("What");
+  std::string names;
+  for (const Recipe& recipe : recipes()) {
+    names += (names.empty() ? "" : ", ") + std::string(recipe.name);
+  }
+  auto* method = app.add_option("--method", a.method, names + " (default: gptq)")->group("What");
+  app.add_option("--recipe", a.recipe, "the same")->group("What")->excludes(method);
+  app.add_option("--bits", a.bits, "1 to 8 (default: 4; smoothquant 8, billm 1)")->group("What");
   app.add_option(
-         "--group-size", a.group_size, "columns that share a scale, or channel (default: 128)")
+         "--group-size",
+         a.group_size,
+         "columns that share a scale, or channel (default: 128; smoothquant channel)")
+      ->group("What");
+  app.add_option(
+         "--activation-bits",
+         a.activation_bits,
+         "integer inputs of the linears: 8, 4, or 16 for none (default: 16; smoothquant 8)")
+      ->check(CLI::IsMember({16, 8, 4}))
+      ->group("What");
+  app.add_option(
+         "--activation-scale",
+         a.activation_scale,
+         "dynamic (of each token, at run time) or static (of the calibration; default: dynamic)")
+      ->check(CLI::IsMember({"dynamic", "static"}))
       ->group("What");
   app.add_option(
          "--embedding-bits",
@@ -132,7 +157,8 @@ void add_quantize_options(CLI::App& app, QuantizeArguments& a) {
   app.add_option(
          "--range",
          a.range,
-         "minmax, absmax, power-2.4, weighted or output (default: weighted; for rtn minmax)")
+         "minmax, absmax, power-2.4, weighted or output (default: weighted; rtn minmax, awq "
+         "output, smoothquant absmax)")
       ->check(CLI::IsMember({"minmax", "absmax", "power-2.4", "power", "weighted", "output"}))
       ->group("How");
   app.add_option("--damping", a.damping, "first damping of the second moments (default: 0.01)")
@@ -144,16 +170,26 @@ void add_quantize_options(CLI::App& app, QuantizeArguments& a) {
   app.add_option("--refits", a.refits, "rounds of scale refit (default: 3)")
       ->check(CLI::Range(0, 100))
       ->group("How");
-  app.add_option("--transform", a.transform, "channel factors: none, awq or scale (default: none)")
-      ->check(CLI::IsMember({"none", "awq", "scale"}))
+  app.add_option(
+         "--transform",
+         a.transform,
+         "channel factors: none, awq, scale or smoothquant (default: as the method has it)")
+      ->check(CLI::IsMember({"none", "awq", "scale", "smoothquant"}))
       ->group("How");
   app.add_flag(
-         "--mismatch-target",
+         "--mismatch-target,!--no-mismatch-target",
          a.mismatch_target,
          "round towards the unquantized model's outputs; a second forward pass")
       ->group("How");
-  app.add_option("--restarts", a.restarts, "further rounds of recursion and descent (default: 0)")
+  app.add_option(
+         "--restarts", a.restarts, "further rounds of recursion and descent (default: 0; best 1)")
       ->check(CLI::Range(0, 100))
+      ->group("How");
+  app.add_option(
+         "--asymmetry",
+         a.asymmetry,
+         "gptaq: share of the way to the unquantized model's outputs (default: 0.25)")
+      ->check(number_within(0, 1))
       ->group("How");
   app.add_option(
          "--calibration",
@@ -179,14 +215,12 @@ QuantizeOptions quantize_options(const Session& session, const QuantizeArguments
   QuantizeOptions options;
   options.model = resolve_model(a.model);
   options.output = a.output;
-  options.method = a.method;
-  options.scheme.bits = a.bits;
-  options.scheme.group_size = parse_group_size(a.group_size);
+  const Recipe& recipe = find_recipe(a.recipe ? *a.recipe : a.method.value_or("gptq"));
+  options.recipe = recipe.name;
+  options.method = recipe.method;
+  options.scheme.bits = a.bits.value_or(recipe.bits);
+  options.scheme.group_size = a.group_size ? parse_group_size(*a.group_size) : recipe.group_size;
   options.scheme.symmetric = !a.asymmetric;
-  if (a.bits < 2 || a.bits > 8) {
-    throw UsageError(
-        "not a width", fmt::format("--bits {}", a.bits), "expected 2 to 8", "--bits 4");
-  }
   parse_embedding_bits(a.embedding_bits, a.force, options.tables);
   if (a.head_bits != 16 && (a.head_bits < 2 || a.head_bits > 8)) {
     throw UsageError(
@@ -196,12 +230,13 @@ QuantizeOptions quantize_options(const Session& session, const QuantizeArguments
         "--head-bits 8");
   }
   options.tables.head_bits = a.head_bits;
+  options.activation.bits = a.activation_bits.value_or(recipe.activation_bits);
+  options.activation.dynamic = a.activation_scale == "dynamic";
   options.format = a.format;
   if (!a.order.empty()) {
     options.method_options.order = parse_order(a.order);
   }
-  const std::string range = !a.range.empty() ? a.range : a.method == "rtn" ? "minmax" : "weighted";
-  options.method_options.range = range_from_name(range).value_or(RangeSearch::kPower24);  // "power"
+  options.method_options.range = a.range.empty() ? recipe.range : parse_range(a.range);
   options.method_options.damping = a.damping;
   if (a.sweeps >= 0) {
     options.method_options.descent_sweeps = a.sweeps;
@@ -209,9 +244,11 @@ QuantizeOptions quantize_options(const Session& session, const QuantizeArguments
   if (a.refits >= 0) {
     options.method_options.refit_rounds = a.refits;
   }
-  options.method_options.restarts = a.restarts;
-  options.method_options.mismatch_target = a.mismatch_target;
-  options.transform = a.transform == "none" ? "" : a.transform;
+  options.method_options.restarts = a.restarts.value_or(recipe.restarts);
+  options.method_options.mismatch_target = a.mismatch_target.value_or(recipe.mismatch_target);
+  options.method_options.asymmetry = a.asymmetry;
+  const std::string transform = a.transform.empty() ? std::string(recipe.transform) : a.transform;
+  options.transform = transform == "none" ? "" : transform;
   for (const std::string& file : a.calibration) {
     options.calibration.files.push_back(parse_calibration(file));
   }

@@ -4,6 +4,7 @@
 #include "cli/verb.h"
 #include "pipeline/quantize.h"
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -13,9 +14,10 @@ namespace quern {
 struct QuantizeArguments {
   std::string model;
   std::string output;
-  std::string method = "gptq";
-  int bits = 4;
-  std::string group_size = "128";
+  std::optional<std::string> method;
+  std::optional<std::string> recipe;
+  std::optional<int> bits;  // what is not given is as the recipe says
+  std::optional<std::string> group_size;
   std::string embedding_bits = "16";
   int head_bits = 16;
   bool symmetric = false;
@@ -30,9 +32,12 @@ struct QuantizeArguments {
   double damping = 0.01;
   int sweeps = -1;
   int refits = -1;
-  int restarts = 0;
+  std::optional<int> restarts;
   std::string transform;
-  bool mismatch_target = false;
+  std::optional<bool> mismatch_target;
+  double asymmetry = 0.25;
+  std::optional<int> activation_bits;
+  std::string activation_scale = "dynamic";
   std::string work_directory;
   std::string shard_size = "5GB";
   bool resume = true;

@@ -3,11 +3,11 @@
 #include "format/formats.h"
 #include "format/packed_checkpoint.h"
 #include "format/quern_container.h"
+#include "quant/activation.h"
 #include "quant/quantized_matrix.h"
 
 #include <fmt/format.h>
 
-#include <cmath>
 #include <map>
 #include <utility>
 
@@ -21,23 +21,6 @@ struct ContainerModule {
   std::string where;
   std::shared_ptr<const ActivationScheme> activation;
 };
-
-ActivationScheme read_activation(const JsonReader& reader) {
-  ActivationScheme activation;
-  activation.bits = static_cast<int>(reader.get_int_in("bits", 2, 8));
-  activation.dynamic = reader.get_bool_or("dynamic", true);
-  if (!activation.dynamic) {
-    activation.scale = static_cast<float>(reader.get_number("scale"));
-    if (!(activation.scale > 0) || !std::isfinite(activation.scale)) {
-      throw ParseError(
-          "a scale of inputs is not positive",
-          reader.place("scale"),
-          fmt::format("expected a positive number, found {}", activation.scale),
-          "make the checkpoint again");
-    }
-  }
-  return activation;
-}
 
 std::map<std::string, ContainerModule> read_modules(const Json& json, const std::string& where) {
   const JsonReader reader(json, where);
@@ -58,8 +41,8 @@ std::map<std::string, ContainerModule> read_modules(const Json& json, const std:
     module.parameters = entry.get_object("parameters").json();
     module.where = entry.place("parameters");
     if (entry.has("activation")) {
-      module.activation =
-          std::make_shared<const ActivationScheme>(read_activation(entry.get_object("activation")));
+      module.activation = std::make_shared<const ActivationScheme>(
+          read_activation(entry.get_object("activation"), true));
     }
   }
   return modules;

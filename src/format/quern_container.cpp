@@ -3,6 +3,8 @@
 
 #include "base/error.h"
 #include "format/packing.h"
+#include "quant/activation.h"
+#include "quant/billm_matrix.h"
 #include "quant/mixed_rows.h"
 #include "quant/packed_linear.h"
 #include "quern/version.h"
@@ -75,10 +77,28 @@ Json mixed_parameters(const OutputModule& module) {
   return parameters;
 }
 
+std::vector<TensorDeclaration> billm_parts(const OutputModule& module) {
+  std::vector<TensorDeclaration> declarations;
+  for (const MatrixPart& part : BillmMatrix::empty_parts(
+           module.out_features,
+           module.in_features,
+           module.scheme->group_width(module.in_features))) {
+    declarations.push_back({part.name, part.dtype, part.shape});
+  }
+  return declarations;
+}
+
+Json billm_parameters(const OutputModule& module) {
+  BillmMatrix matrix;
+  matrix.block = module.scheme->group_width(module.in_features);
+  return matrix.parameters();
+}
+
 // One line a kind.
 constexpr std::array kKinds = {
     ContainerKind{PackedLinear::kKind, packed_parts, packed_parameters},
     ContainerKind{MixedRows::kKind, mixed_parts, mixed_parameters},
+    ContainerKind{BillmMatrix::kKind, billm_parts, billm_parameters},
 };
 
 const ContainerKind& kind_of(const OutputModule& module) {
@@ -92,14 +112,6 @@ const ContainerKind& kind_of(const OutputModule& module) {
       module.name,
       fmt::format("found {}", module.kind),
       "use another method");
-}
-
-Json activation_json(const ActivationScheme& activation) {
-  Json json = {{"bits", activation.bits}, {"dynamic", activation.dynamic}};
-  if (!activation.dynamic) {
-    json["scale"] = activation.scale;
-  }
-  return json;
 }
 
 }  // namespace

@@ -4,7 +4,7 @@
 #include "base/checked.h"
 #include "kernels/blas.h"
 #include "kernels/kernels.h"
-#include "nn/activation.h"
+#include "quant/activation.h"
 
 #include <algorithm>
 

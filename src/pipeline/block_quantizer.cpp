@@ -4,6 +4,8 @@
 #include "base/error.h"
 #include "base/process.h"
 #include "calib/statistics.h"
+#include "quant/activation.h"
+#include "quant/clipping.h"
 #include "quant/curvature.h"
 #include "quant/mismatch.h"
 
@@ -163,6 +165,18 @@ LinearResult BlockQuantizer::round_linear(
   }
 }
 
+void BlockQuantizer::add_range_facts(const LinearProblem& problem, QuantizedLinear& row) const {
+  const auto* packed = dynamic_cast<const PackedLinear*>(row.matrix.get());
+  if (packed == nullptr) {
+    return;
+  }
+  row.report.clip_threshold = clip_threshold(problem.W, *packed);
+  // The inputs of down_proj have the outliers that make the way to find ranges matter.
+  if (row.plan->role == Role::kDown) {
+    row.report.range_errors = compare_ranges(ctx_, problem, options_);
+  }
+}
+
 void BlockQuantizer::load_site_input(
     const Stream& stream,
     int site,
@@ -245,7 +259,9 @@ ScalingProblem BlockQuantizer::scaling_problem(
   const CalibrationSite& place = block.sites[static_cast<std::size_t>(site)];
   for (std::size_t i = 0; i < place.linears.size(); ++i) {
     const Linear& linear = block.linears[static_cast<std::size_t>(place.linears[i])];
-    problem.consumers.push_back({W[i], linear.out_features, plan_.find(linear.module)->scheme});
+    const PlannedLinear& planned = *plan_.find(linear.module);
+    problem.consumers.push_back(
+        {W[i], linear.out_features, planned.scheme, planned.range, planned.activation});
   }
   problem.unit_of = place.producer_rows;
   problem.powers_of_two =
@@ -431,6 +447,7 @@ void BlockQuantizer::quantize_site(
     problem.in_features = linear.in_features;
     problem.stats = stats;
     problem.scheme = planned->scheme;
+    problem.range = planned->range;
     MismatchCorrection::Target goal;
     if (correction && !find_method(planned->method)->needs_reference) {
       goal = correction->target(ctx_, W, linear.out_features);
@@ -444,8 +461,15 @@ void BlockQuantizer::quantize_site(
     if (!problem.target.empty()) {
       row.report.mismatch_strength = goal.strength;
     }
+    add_range_facts(problem, row);
+    if (stats != nullptr) {
+      row.activation = with_static_scale(planned->activation, stats->abs_max);
+    } else {
+      row.activation = planned->activation;
+    }
     row.seconds = steady_seconds() - started;
     target.quantized = row.matrix;
+    target.activation = row.activation;
     done.linears.push_back(std::move(row));
   }
 }
@@ -580,6 +604,7 @@ void install(const Block& block, const QuantizedBlock& quantized, BlockWeights& 
     for (std::size_t k = 0; k < block.linears.size(); ++k) {
       if (block.linears[k].module == linear.plan->name) {
         weights.linears[k].quantized = linear.matrix;
+        weights.linears[k].activation = linear.activation;
       }
     }
   }

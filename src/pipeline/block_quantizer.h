@@ -21,6 +21,7 @@ namespace quern {
 struct QuantizedLinear {
   const PlannedLinear* plan = nullptr;
   std::shared_ptr<const QuantizedMatrix> matrix;
+  ActivationScheme activation;  // with its static scale
   LinearReport report;
   double seconds = 0;
 };
@@ -123,6 +124,7 @@ class BlockQuantizer {
   void stop_if_interrupted() const;
   [[nodiscard]] LinearResult round_linear(
       const PlannedLinear& planned, const LinearProblem& problem) const;
+  void add_range_facts(const LinearProblem& problem, QuantizedLinear& row) const;
   [[nodiscard]] bool all_quantized(const Block& block, const std::vector<int>& linears) const;
   [[nodiscard]] ScalingProblem scaling_problem(
       const Block& block,

@@ -80,9 +80,11 @@ OutputModule output_module(
   module.is_head = linear.name == graph.head.module;
   module.kind = linear.scheme.ggml    ? GgmlMatrix::kKind
                 : linear.hot_rows > 0 ? MixedRows::kKind
-                                      : PackedLinear::kKind;
+                : linear.keep()       ? PackedLinear::kKind
+                                      : find_method(linear.method)->kind;
   module.hot_rows = linear.hot_rows;
   if (!linear.keep()) {
+    module.activation = linear.activation;
     module.scheme = linear.scheme;
     module.scale_dtype = format.storage(graph.config.dtype, module).scale_dtype;
   }
@@ -225,6 +227,9 @@ Census verify_output(
           written->load_linear(plan.name, plan.out_features, plan.in_features);
       if (!stored.quantized || !same_values(ctx, *stored.quantized, *linear.matrix)) {
         throw_mismatch(plan.name, "its values differ from what was rounded");
+      }
+      if ((stored.activation ? *stored.activation : ActivationScheme()) != linear.activation) {
+        throw_mismatch(plan.name, "its inputs are rounded in another way than they were");
       }
     }
   }

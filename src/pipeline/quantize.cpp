@@ -20,6 +20,8 @@
 #include "pipeline/source_card.h"
 #include "pipeline/staging.h"
 #include "pipeline/tables.h"
+#include "plan/recipes.h"
+#include "quant/activation.h"
 #include "quern/version.h"
 #include "report/report.h"
 
@@ -73,16 +75,18 @@ void check_bits(const QuantPlan& plan) {
 void keep_odd_shapes(
     const Context& ctx,
     const OutputFormat& format,
-    const QuantScheme& scheme,
+    const QuantizeOptions& options,
     const ModelGraph& graph,
     QuantPlan& plan) {
   constexpr std::int64_t kWholeWords = 4096;
-  OutputModule every;
+  PlannedLinear every;
   every.name = "every linear";
   every.out_features = kWholeWords;
-  every.in_features = kWholeWords * std::max<std::int64_t>(1, scheme.group_size);
-  every.scheme = scheme;
-  format.check(every);
+  every.in_features = kWholeWords * std::max<std::int64_t>(1, options.scheme.group_size);
+  every.method = options.method;
+  every.scheme = options.scheme;
+  every.activation = options.activation;
+  format.check(output_module(every, format, graph));
   std::int64_t kept = 0;
   for (PlannedLinear& linear : plan.linears) {
     if (linear.keep() || linear.is_table()) {
@@ -108,9 +112,48 @@ void keep_odd_shapes(
   }
 }
 
+// What the format does to numbers: what all linears share, or else what it does to any.
+StorageRules common_storage(const PreparedRun& run) {
+  const DType source = run.graph.config.dtype;
+  std::optional<StorageRules> common;
+  for (const PlannedLinear& linear : run.plan.linears) {
+    if (linear.keep()) {
+      continue;
+    }
+    const StorageRules own =
+        run.format->storage(source, output_module(linear, *run.format, run.graph));
+    if (common.value_or(own) != own) {
+      return run.format->storage(source, OutputModule());
+    }
+    common = own;
+  }
+  return common.value_or(run.format->storage(source, OutputModule()));
+}
+
+// Static scales of activations are known when every linear was rounded.
+void settle_static_scales(const PartSource& parts, const ModelGraph& graph, QuantPlan& plan) {
+  if (std::all_of(plan.linears.begin(), plan.linears.end(), [](const PlannedLinear& linear) {
+        return linear.activation.dynamic;
+      })) {
+    return;
+  }
+  for (const std::string& part : all_parts(graph)) {
+    for (const QuantizedLinear& done : parts(part).linears) {
+      plan.linears[static_cast<std::size_t>(done.plan - plan.linears.data())].activation =
+          done.activation;
+    }
+  }
+}
+
+// Whether a search needs to know which inputs are large.
+bool weighs_columns(RangeSearch range) {
+  return range == RangeSearch::kWeighted || range == RangeSearch::kOutput;
+}
+
 Json options_json(const QuantizeOptions& options) {
   const MethodOptions& method = options.method_options;
   return {
+      {"recipe", options.recipe},
       {"method", options.method},
       {"bits", options.scheme.bits},
       {"group_size", options.scheme.group_size == 0 ? -1 : options.scheme.group_size},
@@ -122,6 +165,9 @@ Json options_json(const QuantizeOptions& options) {
       {"refit_rounds", method.refit_rounds},
       {"restarts", method.restarts},
       {"mismatch_target", method.mismatch_target},
+      {"asymmetry", method.asymmetry},
+      {"activation",
+       options.activation.active() ? activation_json(options.activation) : Json(nullptr)},
       {"transform", options.transform.empty() ? "none" : options.transform},
       {"embedding_bits", options.tables.embedding_bits},
       {"frequent_tokens", options.tables.frequent_tokens},
@@ -451,6 +497,12 @@ PreparedRun prepare_quantize(const Context& ctx, const QuantizeOptions& options)
                  : read_plan(read_json(options.plan_file), options.plan_file.string(), run.graph);
   if (options.plan_file.empty()) {
     run.plan.transform = options.transform;
+    for (PlannedLinear& linear : run.plan.linears) {
+      if (!linear.is_table()) {
+        linear.range = range_for(linear.role, options.method_options.range);
+        linear.activation = options.activation;
+      }
+    }
   }
   if (run.format->is_gguf) {
     choose_ggml_types(options, run.plan);
@@ -458,7 +510,7 @@ PreparedRun prepare_quantize(const Context& ctx, const QuantizeOptions& options)
   check_bits(run.plan);
   resolve_hot_rows(run.source->directory(), options.plan_file.empty(), run.plan);
   if (options.plan_file.empty() && !run.format->is_gguf) {
-    keep_odd_shapes(ctx, *run.format, options.scheme, run.graph, run.plan);
+    keep_odd_shapes(ctx, *run.format, options, run.graph, run.plan);
   }
   run.needs_calibration = !options.calibration.files.empty();
   for (const PlannedLinear& linear : run.plan.linears) {
@@ -467,8 +519,8 @@ PreparedRun prepare_quantize(const Context& ctx, const QuantizeOptions& options)
       run.needs_calibration =
           run.needs_calibration || linear.hot_rows > 0 || !run.plan.transform.empty() ||
           options.method_options.mismatch_target || find_method(linear.method)->needs_statistics ||
-          options.method_options.range == RangeSearch::kWeighted ||
-          options.method_options.range == RangeSearch::kOutput;
+          weighs_columns(linear.range.value_or(options.method_options.range)) ||
+          (linear.activation.active() && !linear.activation.dynamic);
     }
   }
   if (std::all_of(run.plan.linears.begin(), run.plan.linears.end(), [](const auto& linear) {
@@ -592,7 +644,7 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
     }
   }
   MethodOptions method_options = options.method_options;
-  method_options.storage = run.format->storage(run.graph.config.dtype, OutputModule());
+  method_options.storage = common_storage(run);
   // File names need not be UTF-8; JSON is.
   const std::string fingerprint_text = fingerprint_of(ctx, run, options, calibration)
                                            .dump(-1, ' ', false, Json::error_handler_t::replace);
@@ -644,6 +696,7 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
     }
     return std::move(*done);
   };
+  settle_static_scales(parts, run.graph, run.plan);
   const fs::path& staging = paths.staging;
   const Json meta = {
       {"options", options_json(options)},
@@ -680,6 +733,7 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
       {"output", paths.output.filename().string()},
       {"source", source_json(*run.source, parameters)},
       {"format", options.format},
+      {"recipe", options.recipe},
       {"method", options.method},
       {"bits_per_weight", bits_per_weight(bytes, parameters)},
       {"bytes", bytes},

@@ -31,9 +31,11 @@ struct CalibrationOptions {
 struct QuantizeOptions {
   std::filesystem::path model;
   std::filesystem::path output;
-  std::string method = "gptq";
+  std::string recipe = "gptq";  // of plan/recipes.h, whose choices the rest holds
+  std::string method = "gptq";  // of quant/method.h
   QuantScheme scheme;
   TableChoice tables;
+  ActivationScheme activation;
   std::string transform;  // of quant/scaling.h; empty: none
   MethodOptions method_options;
   std::string format = "gptq";

@@ -5,6 +5,7 @@
 #include "base/file.h"
 #include "format/safetensors.h"
 #include "format/safetensors_writer.h"
+#include "quant/activation.h"
 
 #include <fmt/format.h>
 
@@ -73,6 +74,18 @@ void read_report(const JsonReader& reader, QuantizedLinear& linear) {
   if (reader.has("fallback")) {
     report.fallback = reader.get_string("fallback");
   }
+  report.clip_threshold = optional_number(reader, "clip_threshold");
+  if (reader.has("range_errors")) {
+    const JsonReader errors = reader.get_object("range_errors");
+    for (const auto& [name, error] : errors.json().items()) {
+      if (const auto range = range_from_name(name)) {
+        report.range_errors.push_back({*range, errors.get_number(name)});
+      }
+    }
+  }
+  if (reader.has("activation")) {
+    linear.activation = read_activation(reader.get_object("activation"));
+  }
   linear.seconds = reader.get_number("seconds");
 }
 
@@ -83,6 +96,10 @@ Json report_json(const QuantizedLinear& linear) {
   const auto optional = [](const std::optional<double>& value) {
     return value ? Json(*value) : Json(nullptr);
   };
+  Json range_errors;
+  for (const RangeError& each : report.range_errors) {
+    range_errors[range_name(each.range)] = each.error;
+  }
   return {
       {"name", linear.plan->name},
       {"layer", linear.plan->layer},
@@ -92,6 +109,8 @@ Json report_json(const QuantizedLinear& linear) {
       {"bits", linear.plan->scheme.bits},
       {"group_size", linear.plan->scheme.group_size == 0 ? -1 : linear.plan->scheme.group_size},
       {"symmetric", linear.plan->scheme.symmetric},
+      {"activation",
+       linear.activation.active() ? activation_json(linear.activation) : Json(nullptr)},
       {"order", report.order},
       {"tokens", report.tokens},
       {"relative_error", report.relative_error},
@@ -100,9 +119,14 @@ Json report_json(const QuantizedLinear& linear) {
       {"damping", report.damping},
       {"mismatch_strength", report.mismatch_strength},
       {"dead_columns", report.dead_columns},
+      {"clip_threshold", optional(report.clip_threshold)},
+      {"range_errors", std::move(range_errors)},
       {"fallback", report.fallback ? Json(*report.fallback) : Json(nullptr)},
       {"rule", linear.plan->reason},
       {"bytes", linear.matrix->stored_bytes()},
+      {"stored_bits",
+       8.0 * static_cast<double>(linear.matrix->stored_bytes()) /
+           static_cast<double>(linear.plan->out_features * linear.plan->in_features)},
       {"seconds", linear.seconds}};
 }
 

@@ -2,6 +2,7 @@
 #include "plan/quant_plan.h"
 
 #include "base/error.h"
+#include "quant/activation.h"
 
 #include <fmt/format.h>
 
@@ -83,6 +84,20 @@ void read_entry(const JsonReader& reader, PlannedLinear& entry) {
   }
   entry.scheme.symmetric = reader.get_bool_or("symmetric", true);
   entry.hot_rows = reader.get_int_in_or("hot_rows", 0, entry.out_features, 0);
+  if (reader.has("range")) {
+    const std::string name = reader.get_string("range");
+    entry.range = range_from_name(name);
+    if (!entry.range) {
+      throw ParseError(
+          "an unknown way to find ranges",
+          reader.place("range"),
+          "found " + printable(name, 20),
+          "\"weighted\", or no range at all");
+    }
+  }
+  if (reader.has("activation")) {
+    entry.activation = read_activation(reader.get_object("activation"));
+  }
 }
 
 }  // namespace
@@ -182,6 +197,12 @@ Json plan_linears_json(const QuantPlan& plan) {
         {"role", role_name(linear.role)},
         {"shape", {linear.out_features, linear.in_features}},
         {"method", linear.method}};
+    if (linear.range && !linear.keep()) {
+      row["range"] = range_name(*linear.range);
+    }
+    if (linear.activation.active() && !linear.keep()) {
+      row["activation"] = activation_json(linear.activation);
+    }
     if (!linear.keep()) {
       row["bits"] = linear.scheme.bits;
       row["group_size"] = linear.scheme.group_size == 0 ? -1 : linear.scheme.group_size;

@@ -2,9 +2,11 @@
 #pragma once
 
 #include "model/graph.h"
+#include "quant/method.h"
 #include "quant/scheme.h"
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -17,10 +19,12 @@ struct PlannedLinear {
   Role role = Role::kQuery;
   std::int64_t out_features = 0;
   std::int64_t in_features = 0;
-  std::string method;  // "gptq", "rtn", or "keep" to leave it in 16 bits
+  std::string method;  // of quant/method.h, or "keep" to leave it in 16 bits
   QuantScheme scheme;
   // Of an embedding: this many rows at 8 bits, the others as the scheme says; 0: all alike.
   std::int64_t hot_rows = 0;
+  std::optional<RangeSearch> range;  // nothing: as the run's options say
+  ActivationScheme activation;  // a static scale is found by calibration
   std::string reason;  // why, for people
 
   [[nodiscard]] bool is_table() const { return role == Role::kEmbedding || role == Role::kHead; }

@@ -227,7 +227,7 @@ std::optional<GroupMoments> group_moments(
     const LinearProblem& problem,
     const MethodOptions& options,
     std::span<const std::int32_t> order) {
-  if (range_of(problem, options) != RangeSearch::kOutput ||
+  if (range_of(problem, options) != RangeSearch::kOutput || problem.scheme.ggml ||
       unusable(problem.stats, problem.in_features)) {
     return std::nullopt;
   }
@@ -277,7 +277,7 @@ double clip_threshold(std::span<const float> W, const PackedLinear& packed) {
 
 std::vector<RangeError> compare_ranges(
     const Context& ctx, const LinearProblem& problem, const MethodOptions& options) {
-  if (unusable(problem.stats, problem.in_features)) {
+  if (problem.scheme.ggml || unusable(problem.stats, problem.in_features)) {
     return {};
   }
   LinearProblem part = problem;

@@ -33,7 +33,8 @@ class GroupMoments {
   std::vector<float> blocks_;
 };
 
-// The moments that kOutput needs, or nothing for other searches and without statistics.
+// The moments that kOutput needs, or nothing for other searches, for ggml types and without
+// statistics.
 [[nodiscard]] std::optional<GroupMoments> group_moments(
     const LinearProblem& problem,
     const MethodOptions& options,
@@ -59,7 +60,7 @@ void fit_ranges_to_output(
 [[nodiscard]] double clip_threshold(std::span<const float> W, const PackedLinear& packed);
 
 // tr(D H D^T) / tr(W H W^T) of plain rounding with every way to find ranges, on up to 256 evenly
-// spaced rows. Empty without usable statistics.
+// spaced rows. Empty for ggml types and without usable statistics.
 [[nodiscard]] std::vector<RangeError> compare_ranges(
     const Context& ctx, const LinearProblem& problem, const MethodOptions& options);
 

@@ -206,8 +206,7 @@ LinearResult fall_back(
   return result;
 }
 
-// Held-out errors of two roundings are compared on the same text, but a text may favour one of
-// them: between single texts of 512 rows their ratio varies by about a third.
+// Between single texts of 512 rows the ratio of two errors varies by about a third.
 constexpr double kHoldoutNoise = 8.0;
 
 // The three matrices that come out of one pass over the rows.
@@ -276,6 +275,10 @@ Candidates solve(
 
 }  // namespace
 
+double holdout_margin(const SiteStats& stats) {
+  return 1 + kHoldoutNoise / std::sqrt(static_cast<double>(stats.holdout_rows));
+}
+
 LinearResult quantize_with_feedback(
     const Context& ctx,
     const LinearProblem& problem,
@@ -328,7 +331,7 @@ LinearResult quantize_with_feedback(
   if (has_holdout(stats)) {
     const std::array<const QuantizedMatrix*, 3> judged = {all[0].get(), all[1].get(), all[2].get()};
     const QuadraticErrors holdout = measure(stats.H_holdout, judged);
-    const double margin = 1 + kHoldoutNoise / std::sqrt(static_cast<double>(stats.holdout_rows));
+    const double margin = holdout_margin(stats);
     if (holdout.errors[1] * margin < holdout.errors[chosen]) {
       chosen = 1;
     }

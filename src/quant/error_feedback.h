@@ -29,4 +29,8 @@ using FeedbackSetup =
     std::string_view name,
     const FeedbackSetup& setup = {});
 
+// Held-out errors of two roundings are compared on the same text, but a text may favour one of
+// them: the factor by which one must be worse before it counts.
+[[nodiscard]] double holdout_margin(const SiteStats& stats);
+
 }  // namespace quern

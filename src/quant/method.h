@@ -108,6 +108,7 @@ struct Method {
   int max_bits;
   bool needs_statistics;
   bool needs_reference;  // SiteStats::G, which takes the second stream of activations
+  std::string_view kind;  // of the matrices that it makes of a scheme without ggml type
   LinearResult (*quantize)(
       const Context& ctx, const LinearProblem& problem, const MethodOptions& options);
 };

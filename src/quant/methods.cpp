@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "quant/billm.h"
+#include "quant/billm_matrix.h"
 #include "quant/gptaq.h"
 #include "quant/gptq.h"
 #include "quant/method.h"
+#include "quant/packed_linear.h"
 #include "quant/rtn.h"
 
 #include <algorithm>
@@ -10,24 +13,73 @@
 namespace quern {
 namespace {
 
+// AWQ and SmoothQuant round to nearest: what makes them is the transform before it (scaling.h) and
+// the way to find ranges.
+template <const char* kName>
+LinearResult round_after_transform(
+    const Context& ctx, const LinearProblem& problem, const MethodOptions& options) {
+  LinearResult result = quantize_rtn(ctx, problem, options);
+  result.report.method = kName;
+  return result;
+}
+constexpr char kAwq[] = "awq";
+constexpr char kSmoothQuant[] = "smoothquant";
+
 constexpr std::array kMethods = {
-    Method{"rtn", "round to nearest; needs no calibration", 2, 8, false, false, quantize_rtn},
     Method{
-        "gptq",
-        "error feedback, coordinate descent and scale refit on second moments",
-        2,
-        8,
-        true,
-        false,
-        quantize_gptq},
+        .name = "rtn",
+        .summary = "round to nearest; needs no calibration",
+        .min_bits = 2,
+        .max_bits = 8,
+        .needs_statistics = false,
+        .needs_reference = false,
+        .kind = PackedLinear::kKind,
+        .quantize = quantize_rtn},
     Method{
-        "gptaq",
-        "gptq towards the outputs of the unquantized model (asymmetric calibration)",
-        2,
-        8,
-        true,
-        true,
-        quantize_gptaq},
+        .name = "gptq",
+        .summary = "error feedback, coordinate descent and scale refit on second moments",
+        .min_bits = 2,
+        .max_bits = 8,
+        .needs_statistics = true,
+        .needs_reference = false,
+        .kind = PackedLinear::kKind,
+        .quantize = quantize_gptq},
+    Method{
+        .name = "gptaq",
+        .summary = "gptq towards the outputs of the unquantized model (asymmetric calibration)",
+        .min_bits = 2,
+        .max_bits = 8,
+        .needs_statistics = true,
+        .needs_reference = true,
+        .kind = PackedLinear::kKind,
+        .quantize = quantize_gptaq},
+    Method{
+        .name = kAwq,
+        .summary = "round to nearest after channel factors (AWQ)",
+        .min_bits = 2,
+        .max_bits = 8,
+        .needs_statistics = true,
+        .needs_reference = false,
+        .kind = PackedLinear::kKind,
+        .quantize = round_after_transform<kAwq>},
+    Method{
+        .name = kSmoothQuant,
+        .summary = "round to nearest after factors for integer activations",
+        .min_bits = 4,
+        .max_bits = 8,
+        .needs_statistics = true,
+        .needs_reference = false,
+        .kind = PackedLinear::kKind,
+        .quantize = round_after_transform<kSmoothQuant>},
+    Method{
+        .name = "billm",
+        .summary = "binary, salient columns twice, the others in two groups (BiLLM)",
+        .min_bits = 1,
+        .max_bits = 1,
+        .needs_statistics = true,
+        .needs_reference = false,
+        .kind = BillmMatrix::kKind,
+        .quantize = quantize_billm},
 };
 
 }  // namespace

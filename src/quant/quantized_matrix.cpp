@@ -2,6 +2,7 @@
 #include "quant/quantized_matrix.h"
 
 #include "base/error.h"
+#include "quant/billm_matrix.h"
 #include "quant/ggml_matrix.h"
 #include "quant/mixed_rows.h"
 #include "quant/packed_linear.h"
@@ -28,6 +29,7 @@ constexpr std::array kKinds = {
     MatrixKind{PackedLinear::kKind, PackedLinear::restore},
     MatrixKind{MixedRows::kKind, MixedRows::restore},
     MatrixKind{GgmlMatrix::kKind, GgmlMatrix::restore},
+    MatrixKind{BillmMatrix::kKind, BillmMatrix::restore},
 };
 
 }  // namespace

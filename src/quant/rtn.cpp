@@ -52,7 +52,8 @@ void round_blocks(
 
 }  // namespace
 
-void check_problem(const LinearProblem& problem, const MethodOptions& options) {
+void check_problem(
+    const LinearProblem& problem, const MethodOptions& options, int min_bits, int max_bits) {
   const QuantScheme& scheme = problem.scheme;
   if (problem.out_features <= 0 || problem.in_features <= 0 ||
       problem.W.size() != static_cast<std::size_t>(problem.out_features * problem.in_features)) {
@@ -67,9 +68,12 @@ void check_problem(const LinearProblem& problem, const MethodOptions& options) {
             problem.W.size()),
         "report this as a bug");
   }
-  if (scheme.bits < 2 || scheme.bits > 8) {
+  if (scheme.bits < min_bits || scheme.bits > max_bits) {
     throw UsageError(
-        "bits out of range", "bits", fmt::format("expected 2 to 8, found {}", scheme.bits), "4");
+        "bits out of range",
+        "bits",
+        fmt::format("expected {} to {}, found {}", min_bits, max_bits, scheme.bits),
+        std::to_string(min_bits == max_bits ? min_bits : 4));
   }
   if (scheme.group_size < 0) {
     throw UsageError(

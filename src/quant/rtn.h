@@ -16,7 +16,8 @@ namespace quern {
 
 // Throws what is wrong with the problem or the options: sizes that disagree (Error), a grid or
 // damping out of range (UsageError), weights that are not finite (ParseError).
-void check_problem(const LinearProblem& problem, const MethodOptions& options);
+void check_problem(
+    const LinearProblem& problem, const MethodOptions& options, int min_bits = 2, int max_bits = 8);
 
 // The matrix alone, ranges weighted by `importance` [in_features].
 [[nodiscard]] std::shared_ptr<const QuantizedMatrix> round_to_nearest(

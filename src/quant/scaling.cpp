@@ -3,6 +3,7 @@
 
 #include "quant/curvature.h"
 #include "quant/row_block.h"
+#include "quant/smoothquant.h"
 
 #include <fmt/format.h>
 
@@ -144,38 +145,6 @@ class Judge {
   std::vector<Sample> samples_;
 };
 
-// Geometric mean over the units, spread bounded, middle at 1, powers of two where asked.
-std::vector<float> make_factors(const ScalingProblem& problem, const std::vector<double>& wanted) {
-  std::vector<double> logs(wanted.size());
-  for (std::size_t j = 0; j < wanted.size(); ++j) {
-    logs[j] = wanted[j] > 0 && std::isfinite(wanted[j]) ? std::log2(wanted[j]) : 0.0;
-  }
-  if (!problem.unit_of.empty()) {
-    const auto units = static_cast<std::size_t>(
-        *std::max_element(problem.unit_of.begin(), problem.unit_of.end()) + 1);
-    std::vector<double> sum(units, 0.0);
-    std::vector<double> count(units, 0.0);
-    for (std::size_t j = 0; j < logs.size(); ++j) {
-      sum[static_cast<std::size_t>(problem.unit_of[j])] += logs[j];
-      count[static_cast<std::size_t>(problem.unit_of[j])] += 1;
-    }
-    for (std::size_t j = 0; j < logs.size(); ++j) {
-      const auto unit = static_cast<std::size_t>(problem.unit_of[j]);
-      logs[j] = sum[unit] / count[unit];
-    }
-  }
-  const auto [lowest, highest] = std::minmax_element(logs.begin(), logs.end());
-  const double middle = (*lowest + *highest) / 2;
-  const double reach = std::log2(kLargestSpread) / 2;
-  std::vector<float> factors(logs.size());
-  for (std::size_t j = 0; j < logs.size(); ++j) {
-    double exponent = std::clamp(logs[j] - middle, -reach, reach);
-    exponent = problem.powers_of_two ? std::round(exponent) : exponent;
-    factors[j] = static_cast<float>(std::exp2(exponent));
-  }
-  return factors;
-}
-
 std::vector<double> diagonal_of(const SiteStats& stats) {
   const Curvature curvature = make_curvature(stats);
   return {curvature.importance.begin(), curvature.importance.end()};
@@ -227,7 +196,7 @@ ScalingResult search_powers(
       wanted[j] = std::pow(std::max(magnitude[j], 1e-30), power);
       wanted[j] /= duo ? std::pow(means[j], 1 - power) : 1.0;
     }
-    std::vector<float> factors = make_factors(problem, wanted);
+    std::vector<float> factors = allowed_factors(problem, wanted);
     const double error = judge.error(factors);
     if (error < best_error) {
       best_error = error;
@@ -283,6 +252,8 @@ ScalingResult find_feedback_aware(
 constexpr std::array kTransforms = {
     Transform{"awq", "channel factors for plain rounding (AWQ)", find_awq},
     Transform{"scale", "channel factors for rounding with error feedback", find_feedback_aware},
+    Transform{
+        "smoothquant", "channel factors for integer activations (SmoothQuant)", find_smoothquant},
 };
 
 }  // namespace
@@ -297,12 +268,47 @@ const Transform* find_transform(std::string_view name) {
   return found == kTransforms.end() ? nullptr : found;
 }
 
+std::vector<float> allowed_factors(
+    const ScalingProblem& problem, const std::vector<double>& wanted) {
+  std::vector<double> logs(wanted.size());
+  for (std::size_t j = 0; j < wanted.size(); ++j) {
+    logs[j] = wanted[j] > 0 && std::isfinite(wanted[j]) ? std::log2(wanted[j]) : 0.0;
+  }
+  if (!problem.unit_of.empty()) {
+    const auto units = static_cast<std::size_t>(
+        *std::max_element(problem.unit_of.begin(), problem.unit_of.end()) + 1);
+    std::vector<double> sum(units, 0.0);
+    std::vector<double> count(units, 0.0);
+    for (std::size_t j = 0; j < logs.size(); ++j) {
+      sum[static_cast<std::size_t>(problem.unit_of[j])] += logs[j];
+      count[static_cast<std::size_t>(problem.unit_of[j])] += 1;
+    }
+    for (std::size_t j = 0; j < logs.size(); ++j) {
+      const auto unit = static_cast<std::size_t>(problem.unit_of[j]);
+      logs[j] = sum[unit] / count[unit];
+    }
+  }
+  const auto [lowest, highest] = std::minmax_element(logs.begin(), logs.end());
+  const double middle = (*lowest + *highest) / 2;
+  const double reach = std::log2(kLargestSpread) / 2;
+  std::vector<float> factors(logs.size());
+  for (std::size_t j = 0; j < logs.size(); ++j) {
+    double exponent = std::clamp(logs[j] - middle, -reach, reach);
+    exponent = problem.powers_of_two ? std::round(exponent) : exponent;
+    factors[j] = static_cast<float>(std::exp2(exponent));
+  }
+  return factors;
+}
+
 void divide_by_factors(SiteStats& stats, std::span<const float> factors) {
   const auto n = static_cast<std::size_t>(stats.width);
   std::vector<double> inverse(n);
   for (std::size_t j = 0; j < n; ++j) {
     inverse[j] = 1.0 / static_cast<double>(factors[j]);
     stats.abs_max[j] /= factors[j];
+  }
+  for (std::size_t i = 0; i < stats.sample.size(); ++i) {
+    stats.sample[i] /= factors[i % n];
   }
   for (std::vector<double>* H : {&stats.H, &stats.H_holdout, &stats.G, &stats.G_holdout}) {
     for (std::size_t i = 0; i * n < H->size(); ++i) {

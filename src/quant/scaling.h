@@ -4,6 +4,7 @@
 #include "quant/method.h"
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -16,6 +17,8 @@ struct ScalingConsumer {
   std::span<const float> W;  // [out_features, width], row-major
   std::int64_t out_features = 0;
   QuantScheme scheme;
+  std::optional<RangeSearch> range = {};  // instead of MethodOptions::range
+  ActivationScheme activation = {};
 };
 
 // Channel factors s for one site: the producer of its input is divided by s, the columns of its
@@ -46,6 +49,12 @@ struct Transform {
 
 [[nodiscard]] std::span<const Transform> transforms();
 [[nodiscard]] const Transform* find_transform(std::string_view name);
+
+// Factors as close to `wanted` [width] as they may be: one in a unit (the geometric mean), middle
+// of the range at 1, spread bounded, powers of two where asked. What is not positive and finite
+// counts as 1.
+[[nodiscard]] std::vector<float> allowed_factors(
+    const ScalingProblem& problem, const std::vector<double>& wanted);
 
 // The statistics of X / s.
 void divide_by_factors(SiteStats& stats, std::span<const float> factors);

@@ -20,9 +20,18 @@ struct SiteStats {
   std::vector<double> G;
   std::vector<double> G_holdout;
   std::vector<float> abs_max;  // [width], over all rows
+  // Up to kSampledRows of the rows in H, evenly spaced, [sample_rows, width]: for what cannot be
+  // told from second moments.
+  std::vector<float> sample;
   std::int64_t rows = 0;  // rows in H
   std::int64_t holdout_rows = 0;
   std::int64_t dropped_rows = 0;  // rows with NaN or infinity, in neither
+
+  static constexpr std::int64_t kSampledRows = 256;
+
+  [[nodiscard]] std::int64_t sample_rows() const noexcept {
+    return width == 0 ? 0 : static_cast<std::int64_t>(sample.size()) / width;
+  }
 };
 
 }  // namespace quern
