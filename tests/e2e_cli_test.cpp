@@ -89,7 +89,7 @@ TEST_F(CommandLine, VerbsAndOptions) {
   refused_quantize(2, {"--activation-scale", "fixed"});
   refused_quantize(2, {"--range", "widest"});
   refused_quantize(2, {"--asymmetry", "2"});
-  refused_quantize(3, {"--activation-bits", "8"}, "activations");
+  refused_quantize(3, {"--activation-bits", "8"}, "weights only");
   refused_quantize(2, {"--symmetric", "--asymmetric"});
   refused_quantize(2, {"--order", "random"});
   refused_quantize(2, {"--damping", "nan"});
