@@ -109,6 +109,35 @@ TEST_F(Formats, MixedPlansAreWrittenWhereTheyCanBe) {
   EXPECT_FALSE(fs::exists(at("x")));
 }
 
+// Forms that only quern's own container holds, and blocks of a GGUF file.
+TEST_F(Formats, OtherFormsGoToTheContainerAndToDense) {
+  ASSERT_EQ(quantize("quern", {"--embedding-bits", "mixed:100"}).code, 0);
+  ASSERT_EQ(
+      run_quern(
+          {"quantize", model_, "-o", at("m.gguf"), "--method", "rtn", "--format", "gguf:Q4_0"})
+          .code,
+      0);
+  for (const std::string source : {"quern", "m.gguf"}) {
+    SCOPED_TRACE(source);
+    for (const Words& target : {Words{"quern"}, Words{"dense", "--dtype", "float32"}}) {
+      const std::string out = at(source + "-" + target[0]);
+      Words words = {"export", at(source), "-o", out, "--format"};
+      words.insert(words.end(), target.begin(), target.end());
+      const Json exported = json_of(words);
+      EXPECT_EQ(exported["format"], target[0]);
+      const Json same = json_of({"compare", at(source), out, "--weights-only"});
+      EXPECT_EQ(same["summary"]["equal_linears"], same["summary"]["linears"]);
+    }
+    refused(
+        3,
+        {"export", at(source), "-o", at("x"), "--format", "compressed-tensors"},
+        "formats that hold this model: dense with --dtype float32, quern");
+    refused(3, {"export", at(source), "-o", at("x"), "--format", "gguf"}, "quern quantize");
+    EXPECT_EQ(run_quern({"verify", at(source), "--engine", "vllm"}).code, 1);
+  }
+  EXPECT_EQ(run_quern({"verify", at("m.gguf"), "--engine", "llama.cpp"}).code, 0);
+}
+
 TEST_F(Formats, Misuse) {
   refused(2, {"export", model_, "-o", at("x"), "--format", "gptq"}, "quern quantize");
   refused(2, {"export", model_, "-o", at("x")}, "--format");

@@ -6,6 +6,7 @@
 #include "cli/verb.h"
 #include "eval/perplexity.h"
 #include "format/checkpoint.h"
+#include "format/gguf_tokenizer.h"
 #include "pipeline/difference.h"
 #include "tokenizer/tokenizer.h"
 
@@ -50,7 +51,7 @@ Json end_to_end(
     const std::filesystem::path& b) {
   const Model reference = load_model(open_checkpoint(a));
   const Model model = load_model(open_checkpoint(b));
-  const Tokenizer tokenizer = load_tokenizer(reference.checkpoint->directory());
+  const Tokenizer tokenizer = open_tokenizer(*reference.checkpoint);
   Decoder reference_decoder(ctx, reference);
   Decoder decoder(ctx, model);
   PerplexityOptions options;
@@ -145,7 +146,8 @@ int run_compare(Session& session, const CompareArguments& arguments) {
 
 std::function<int(Session&)> configure_compare(CLI::App& app) {
   auto arguments = std::make_shared<CompareArguments>();
-  app.add_option("A", arguments->a, "checkpoint, the reference")->required();
+  app.add_option("A", arguments->a, "checkpoint directory or .gguf file, the reference")
+      ->required();
   app.add_option("B", arguments->b, "another of the same model, in any format")->required();
   app.add_option(
       "--text", arguments->text, "text that both see, end to end (default: the bundled mix)");

@@ -2,6 +2,7 @@
 #include "pipeline/difference.h"
 
 #include "base/error.h"
+#include "quant/ggml_matrix.h"
 #include "quant/packed_linear.h"
 
 #include <fmt/format.h>
@@ -101,8 +102,7 @@ std::vector<const Linear*> matrices_of(const ModelGraph& graph) {
 }
 
 ModelGraph graph_of(const Checkpoint& checkpoint) {
-  ModelGraph graph =
-      build_graph(checkpoint.config(), (checkpoint.directory() / "config.json").string());
+  ModelGraph graph = build_graph(checkpoint.config(), checkpoint.config_place());
   check_tensors(graph, checkpoint);
   return graph;
 }
@@ -118,7 +118,7 @@ void require_same_architecture(const ModelGraph& a, const ModelGraph& b, const C
   if (!same || vectors_of(a) != vectors_of(b)) {
     throw UsageError(
         "not two checkpoints of the same model",
-        other.directory().string(),
+        other.config_place(),
         fmt::format(
             "expected {} with {} layers of width {}, found {} with {} layers of width {}",
             a.config.family,
@@ -186,6 +186,8 @@ std::string describe_form(const StoredLinear& stored) {
                                        : fmt::format("groups of {}", packed->scheme.group_size),
         packed->scheme.symmetric ? "symmetric" : "asymmetric",
         packed->group_index.empty() ? "" : ", act-order");
+  } else if (const auto* ggml = dynamic_cast<const GgmlMatrix*>(stored.quantized.get())) {
+    text = ggml_type_info(ggml->type).name;
   }
   if (stored.activation && stored.activation->active()) {
     text += fmt::format(

@@ -20,7 +20,7 @@ struct MatrixDifference {
 [[nodiscard]] MatrixDifference matrix_difference(
     const Context& ctx, const StoredLinear& a, const StoredLinear& b, const Linear& linear);
 
-// "BF16", or "4 bits, groups of 128, symmetric", with the inputs when they are integers.
+// "BF16", "4 bits, groups of 128, symmetric", "Q4_K", with the inputs when they are integers.
 [[nodiscard]] std::string describe_form(const StoredLinear& stored);
 
 // Two checkpoints of one model, tensor by tensor.
