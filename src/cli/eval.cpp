@@ -56,17 +56,6 @@ Json perplexity_json(const PerplexityResult& result, Protocol protocol) {
       {"protocol", protocol_name(protocol)}};
 }
 
-Json divergence_json(const DivergenceResult& result) {
-  return {
-      {"kl_mean", result.kl_mean},
-      {"kl_stderr", result.kl_stderr},
-      {"kl_median", result.kl_median},
-      {"kl_p99", result.kl_p99},
-      {"top1_agreement", result.top1_agreement},
-      {"ppl_ratio", result.ppl_ratio},
-      {"tokens", result.tokens}};
-}
-
 PerplexityOptions perplexity_options(const EvalArguments& arguments, const Tokenizer& tokenizer) {
   PerplexityOptions options;
   options.protocol = arguments.protocol == "gptq" ? Protocol::kGptq : Protocol::kLlamaCpp;

@@ -49,7 +49,8 @@ int run_export(Session& session, const ExportArguments& arguments) {
 
 std::function<int(Session&)> configure_export(CLI::App& app) {
   auto arguments = std::make_shared<ExportArguments>();
-  app.add_option("MODEL", arguments->model, "quantized checkpoint directory")->required();
+  app.add_option("MODEL", arguments->model, "quantized checkpoint directory, or a .gguf file")
+      ->required();
   app.add_option(
          "-o,--output", arguments->output, "directory to make; it appears when it is complete")
       ->required();

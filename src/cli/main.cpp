@@ -22,6 +22,7 @@ constexpr std::array kVerbs = {
     Verb{"plan", "what quantize would do: bytes, memory, time; a plan that a person can edit", configure_plan},
     Verb{"inspect", "architecture, tensors, quantization, and what makes this model hard to quantize", configure_inspect},
     Verb{"eval", "perplexity, and divergence from a reference", configure_eval},
+    Verb{"compare", "how far two checkpoints of a model are apart: weights, and end to end", configure_compare},
     Verb{"export", "rewrite a quantized checkpoint in another format, exactly", configure_export},
     Verb{"verify", "integrity and census of a checkpoint, against its source", configure_verify},
     Verb{"report", "the HTML report and the summary table of a finished run", configure_report},

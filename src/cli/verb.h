@@ -63,6 +63,7 @@ struct Verb {
   std::function<int(Session&)> (*configure)(CLI::App& app);
 };
 
+[[nodiscard]] std::function<int(Session&)> configure_compare(CLI::App& app);
 [[nodiscard]] std::function<int(Session&)> configure_doctor(CLI::App& app);
 [[nodiscard]] std::function<int(Session&)> configure_eval(CLI::App& app);
 [[nodiscard]] std::function<int(Session&)> configure_export(CLI::App& app);

@@ -14,7 +14,28 @@ namespace {
 struct VerifyArguments {
   std::string model;
   std::string against;
+  std::string engine;
 };
+
+std::string engines_text(const Json& document) {
+  std::string text;
+  for (const Json& entry : document["engines"]) {
+    const bool loads = entry["loads"].get<bool>();
+    text += fmt::format(
+        "{:<13} {:<24} {}\n",
+        entry["engine"].get<std::string>(),
+        entry["version"].get<std::string>(),
+        loads ? "loads" : "does not load");
+    for (const char* key : {"problems", "notes"}) {
+      for (const Json& line : entry[key]) {
+        text += "              " + line.get<std::string>() + "\n";
+      }
+    }
+  }
+  return text + fmt::format(
+                    "largest tensor-parallel size: {}\n",
+                    document["largest_tensor_parallel"].get<std::int64_t>());
+}
 
 int run_verify(Session& session, const VerifyArguments& arguments) {
   const auto checkpoint = open_checkpoint(resolve_model(arguments.model));
@@ -22,7 +43,8 @@ int run_verify(Session& session, const VerifyArguments& arguments) {
   if (!arguments.against.empty()) {
     source = open_checkpoint(resolve_model(arguments.against));
   }
-  const Json document = verify_checkpoint(session.context(), *checkpoint, source.get());
+  const Json document =
+      verify_checkpoint(session.context(), *checkpoint, source.get(), arguments.engine);
   std::string text = fmt::format(
       "{}: {} tensors, {} quantized linears as {}, {} file hashes checked\n",
       arguments.model,
@@ -41,6 +63,7 @@ int run_verify(Session& session, const VerifyArguments& arguments) {
         against["largest_relative_difference"].get<double>(),
         against["largest_in"].get<std::string>());
   }
+  text += engines_text(document);
   for (const Json& problem : document["problems"]) {
     text += "problem: " + problem.get<std::string>() + "\n";
   }
@@ -60,8 +83,14 @@ std::function<int(Session&)> configure_verify(CLI::App& app) {
       "--against",
       arguments->against,
       "the original: every tensor must be there, unchanged or quantized");
+  app.add_option(
+      "--engine",
+      arguments->engine,
+      "it must load in vllm, sglang, transformers or llama.cpp (default: says for each)");
   add_footer(
-      app, "  quern verify ./model-4bit\n  quern verify ./model-4bit --against ./model --json\n");
+      app,
+      "  quern verify ./model-4bit --engine vllm\n  quern verify ./model-4bit --against ./model "
+      "--json\n");
   return [arguments](Session& session) { return run_verify(session, *arguments); };
 }
 

@@ -231,6 +231,17 @@ std::string_view protocol_name(Protocol protocol) {
   return protocol == Protocol::kGptq ? "gptq" : "llama.cpp";
 }
 
+Json divergence_json(const DivergenceResult& result) {
+  return {
+      {"kl_mean", result.kl_mean},
+      {"kl_stderr", result.kl_stderr},
+      {"kl_median", result.kl_median},
+      {"kl_p99", result.kl_p99},
+      {"top1_agreement", result.top1_agreement},
+      {"ppl_ratio", result.ppl_ratio},
+      {"tokens", result.tokens}};
+}
+
 TextResult evaluate_text(
     const Context& ctx,
     Decoder& model,

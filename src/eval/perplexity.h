@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "base/json.h"
 #include "nn/decoder.h"
 
 #include <cstdint>
@@ -51,6 +52,9 @@ struct DivergenceResult {
   double ppl_ratio = 0;  // perplexity of the model over that of the reference
   std::int64_t tokens = 0;
 };
+
+// As in the documents of `eval` and `compare`.
+[[nodiscard]] Json divergence_json(const DivergenceResult& result);
 
 struct TextResult {
   PerplexityResult model;

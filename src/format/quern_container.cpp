@@ -5,6 +5,7 @@
 #include "format/packing.h"
 #include "quant/activation.h"
 #include "quant/billm_matrix.h"
+#include "quant/ggml_matrix.h"
 #include "quant/mixed_rows.h"
 #include "quant/packed_linear.h"
 #include "quern/version.h"
@@ -94,11 +95,24 @@ Json billm_parameters(const OutputModule& module) {
   return matrix.parameters();
 }
 
+std::vector<TensorDeclaration> ggml_parts(const OutputModule& module) {
+  const GgmlTypeInfo& type = ggml_type_info(*module.scheme->ggml);
+  return {
+      {"blocks", DType::kU8, {module.out_features, module.in_features / type.block * type.bytes}}};
+}
+
+Json ggml_parameters(const OutputModule& module) {
+  GgmlMatrix matrix;
+  matrix.type = *module.scheme->ggml;
+  return matrix.parameters();
+}
+
 // One line a kind.
 constexpr std::array kKinds = {
     ContainerKind{PackedLinear::kKind, packed_parts, packed_parameters},
     ContainerKind{MixedRows::kKind, mixed_parts, mixed_parameters},
     ContainerKind{BillmMatrix::kKind, billm_parts, billm_parameters},
+    ContainerKind{GgmlMatrix::kKind, ggml_parts, ggml_parameters},
 };
 
 const ContainerKind& kind_of(const OutputModule& module) {

@@ -12,6 +12,9 @@
 #include "pipeline/output.h"
 #include "pipeline/run_paths.h"
 #include "pipeline/staging.h"
+#include "quant/billm_matrix.h"
+#include "quant/ggml_matrix.h"
+#include "quant/mixed_rows.h"
 #include "quant/packed_linear.h"
 
 #include <fmt/format.h>
@@ -57,8 +60,7 @@ std::shared_ptr<const QuantizedMatrix> load_matrix(const Export& job, const Sour
   StoredLinear stored =
       job.checkpoint->load_linear(linear.module, linear.out_features, linear.in_features);
   const auto* packed = dynamic_cast<const PackedLinear*>(stored.quantized.get());
-  if (packed == nullptr || !packed->scheme.symmetric || !source.module.scheme ||
-      source.module.scheme->symmetric) {
+  if (packed == nullptr || !packed->scheme.symmetric || source.module.scheme->symmetric) {
     return std::move(stored.quantized);
   }
   auto shifted = std::make_shared<PackedLinear>(*packed);
@@ -78,16 +80,42 @@ OutputModule describe(const Linear& linear) {
   return module;
 }
 
+// The two tables differ in their width only, as quantize makes them.
+void require_usual_form(const MixedRows& mixed, const std::string& where) {
+  QuantScheme hot = mixed.cold.scheme;
+  hot.bits = MixedRows::kHotBits;
+  if (mixed.hot.scheme != hot || mixed.hot.scale_dtype != mixed.cold.scale_dtype ||
+      !mixed.hot.group_index.empty() || !mixed.cold.group_index.empty()) {
+    throw UnsupportedError(
+        "a table of mixed rows that quern does not write",
+        where,
+        "expected tables that differ in their width only, found other differences",
+        "use the checkpoint as quantize made it");
+  }
+}
+
 OutputModule describe(const Linear& linear, const StoredLinear& stored) {
   OutputModule module = describe(linear);
   module.kind = stored.quantized->kind();
   if (stored.activation) {
     module.activation = *stored.activation;
   }
-  if (const auto* packed = dynamic_cast<const PackedLinear*>(stored.quantized.get())) {
+  // Of other kinds, what quern's container has to be told (quern_container.cpp).
+  const QuantizedMatrix* matrix = stored.quantized.get();
+  if (const auto* packed = dynamic_cast<const PackedLinear*>(matrix)) {
     module.scheme = packed->scheme;
     module.scale_dtype = packed->scale_dtype;
     module.has_group_index = !packed->group_index.empty();
+  } else if (const auto* mixed = dynamic_cast<const MixedRows*>(matrix)) {
+    require_usual_form(*mixed, linear.module);
+    module.scheme = mixed->cold.scheme;
+    module.scale_dtype = mixed->cold.scale_dtype;
+    module.hot_rows = mixed->hot.out_features;
+  } else if (const auto* billm = dynamic_cast<const BillmMatrix*>(matrix)) {
+    module.scheme = QuantScheme{1, true, billm->block};
+  } else if (const auto* ggml = dynamic_cast<const GgmlMatrix*>(matrix)) {
+    module.scheme = QuantScheme();
+    module.scheme->ggml = ggml->type;
   }
   return module;
 }
@@ -102,6 +130,10 @@ void add_linear(Export& job, const Linear& linear, bool with_floats) {
   }
 }
 
+bool has_grid(const Source& source) {
+  return source.module.kind == PackedLinear::kKind && !source.module.is_embedding;
+}
+
 bool same_grid(const QuantScheme& a, const QuantScheme& b) {
   return a.bits == b.bits && a.group_size == b.group_size;
 }
@@ -109,12 +141,12 @@ bool same_grid(const QuantScheme& a, const QuantScheme& b) {
 void give_all_zero_points(Export& job) {
   std::vector<QuantScheme> asymmetric;
   for (const Source& source : job.sources) {
-    if (source.module.scheme && !source.module.scheme->symmetric) {
+    if (has_grid(source) && !source.module.scheme->symmetric) {
       asymmetric.push_back(*source.module.scheme);
     }
   }
   for (Source& source : job.sources) {
-    if (source.module.scheme && !source.module.is_embedding) {
+    if (has_grid(source)) {
       source.module.scheme->symmetric =
           std::none_of(asymmetric.begin(), asymmetric.end(), [&](const QuantScheme& scheme) {
             return same_grid(scheme, *source.module.scheme);
@@ -126,8 +158,7 @@ void give_all_zero_points(Export& job) {
 Export open_export(const ExportOptions& options) {
   Export job;
   job.checkpoint = open_checkpoint(options.model);
-  job.graph =
-      build_graph(job.checkpoint->config(), (job.checkpoint->directory() / "config.json").string());
+  job.graph = build_graph(job.checkpoint->config(), job.checkpoint->config_place());
   check_tensors(job.graph, *job.checkpoint);
   add_linear(job, job.graph.embedding, false);
   for (const Block& block : job.graph.blocks) {
@@ -166,7 +197,7 @@ QuantScheme common_scheme(const Export& job) {
   std::vector<std::pair<QuantScheme, int>> counts;
   for (const Source& source : job.sources) {
     const std::optional<QuantScheme>& scheme = source.module.scheme;
-    if (!scheme || source.module.is_embedding || source.module.is_head) {
+    if (!has_grid(source) || source.module.is_head) {
       continue;
     }
     const auto found = std::find_if(
@@ -191,9 +222,6 @@ Json config_of(const Export& job, const OutputFormat& format, const Json& meta) 
 // Throws UnsupportedError when the format cannot hold the model exactly.
 void require_holds(const Export& job, const OutputFormat& format) {
   for (const Source& source : job.sources) {
-    if (!source.module.scheme) {
-      (void)as_packed(*load_matrix(job, source), source.module.name);
-    }
     format.check(module_for(format, source.module, job.graph.config.dtype));
   }
   (void)config_of(job, format, Json::object());
@@ -204,6 +232,9 @@ void require_holds(const Export& job, const OutputFormat& format) {
 }
 
 bool holds(const Export& job, const OutputFormat& format) {
+  if (format.is_gguf) {
+    return false;
+  }
   try {
     require_holds(job, format);
     return true;
@@ -226,6 +257,13 @@ std::string family(std::string_view format) {
 const OutputFormat& choose_format(
     const Context& ctx, const Export& job, const std::string& requested) {
   const OutputFormat& format = find_output_format(requested);
+  if (format.is_gguf) {
+    throw UnsupportedError(
+        "export does not write GGUF",
+        "--format " + requested,
+        "GGUF has types of its own, for which quantize chooses codes and scales",
+        "quern quantize ORIGINAL -o OUT.gguf --format " + requested);
+  }
   try {
     require_holds(job, format);
     return format;
@@ -283,11 +321,16 @@ std::vector<TensorDeclaration> declarations_of(const Export& job, const Source& 
   return job.format->declare(module_for(*job.format, source.module, job.graph.config.dtype));
 }
 
-// Whether a tensor of the source is part of a quantized module, and not its bias.
+// Whether a tensor of the source is part of a quantized module ("MODULE.scales",
+// "MODULE.hot.codes"), and not its bias.
 bool is_replaced(const std::set<std::string>& modules, const std::string& tensor) {
-  const std::size_t dot = tensor.rfind('.');
-  return dot != std::string::npos && tensor.substr(dot) != ".bias" &&
-         modules.contains(tensor.substr(0, dot));
+  for (std::size_t dot = tensor.find('.'); dot != std::string::npos;
+       dot = tensor.find('.', dot + 1)) {
+    if (modules.contains(tensor.substr(0, dot))) {
+      return tensor.substr(dot) != ".bias";
+    }
+  }
+  return false;
 }
 
 // The tensors that are copied as they are.
@@ -564,7 +607,12 @@ Json export_checkpoint(const Context& ctx, const ExportOptions& options) {
       job.format == nullptr ? Json(nullptr) : config_of(job, *job.format, meta),
       job.format == nullptr ? std::string_view() : job.format->config_file,
       staging.path());
-  const SideFiles side_files = copy_side_files(job.checkpoint->directory(), staging.path());
+  SideFiles side_files;
+  if (job.checkpoint->self_contained_files().empty()) {
+    side_files = copy_side_files(job.checkpoint->directory(), staging.path());
+  } else {
+    ctx.log.warning("the tokenizer stays in the .gguf file; copy the original's beside the result");
+  }
   const Census census = verify_export(ctx, job, copied, declarations.size(), staging.path());
 
   const std::int64_t parameters = parameters_of(job.graph);

@@ -4,7 +4,9 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "model/graph.h"
-#include "quant/quantized_matrix.h"
+#include "pipeline/difference.h"
+#include "pipeline/manifest.h"
+#include "quant/packed_linear.h"
 
 #include <fmt/format.h>
 
@@ -25,7 +27,7 @@ struct Comparison {
 
 // Hashes of the manifest against the files.
 std::int64_t check_hashes(const Checkpoint& checkpoint, Json& problems) {
-  const std::filesystem::path path = checkpoint.directory() / "quantization_manifest.json";
+  const std::filesystem::path path = checkpoint.directory() / kManifestName;
   if (!std::filesystem::exists(path)) {
     return 0;
   }
@@ -52,39 +54,6 @@ std::int64_t check_hashes(const Checkpoint& checkpoint, Json& problems) {
   return checked;
 }
 
-// |W - Q| / |W| in the Frobenius norm, row by row on the pool; -1 when a value is not finite.
-double relative_difference(
-    const Context& ctx, const TensorView& dense, const QuantizedMatrix& packed) {
-  const std::int64_t rows = packed.out_features;
-  const auto width = static_cast<std::size_t>(packed.in_features);
-  std::vector<double> difference(static_cast<std::size_t>(rows));
-  std::vector<double> norm(static_cast<std::size_t>(rows));
-  ctx.pool.for_chunks(rows, 16, [&](std::int64_t begin, std::int64_t end, int) {
-    std::vector<std::uint8_t> scratch(width);
-    std::vector<float> q(width);
-    std::vector<float> w(width);
-    for (std::int64_t r = begin; r < end; ++r) {
-      packed.dequantize_row(ctx.kernels, r, scratch, q);
-      to_float(dense.rows(r, r + 1), w);
-      for (std::size_t i = 0; i < width; ++i) {
-        const double d = static_cast<double>(w[i]) - q[i];
-        difference[static_cast<std::size_t>(r)] += d * d;
-        norm[static_cast<std::size_t>(r)] += static_cast<double>(w[i]) * w[i];
-      }
-    }
-  });
-  double total_difference = 0;
-  double total_norm = 0;
-  for (std::size_t r = 0; r < difference.size(); ++r) {
-    total_difference += difference[r];
-    total_norm += norm[r];
-  }
-  if (!std::isfinite(total_difference)) {
-    return -1;
-  }
-  return total_norm > 0 ? std::sqrt(total_difference / total_norm) : std::sqrt(total_difference);
-}
-
 void compare_linear(
     const Context& ctx,
     const Checkpoint& checkpoint,
@@ -94,18 +63,23 @@ void compare_linear(
     Json& problems) {
   const StoredLinear stored =
       checkpoint.load_linear(module, original.shape.at(0), original.shape.at(1));
-  const double difference = relative_difference(ctx, original, *stored.quantized);
+  StoredLinear dense;
+  dense.dense = original;
+  const Linear linear{module, Role::kQuery, original.shape[0], original.shape[1], false};
+  const MatrixDifference difference = matrix_difference(ctx, dense, stored, linear);
   ++comparison.quantized;
-  if (difference < 0) {
+  if (!difference.finite) {
     problems.push_back(module + ": dequantizes to values that are not finite");
-  } else if (difference > comparison.worst_error) {
-    comparison.worst_error = difference;
+    return;
+  }
+  if (difference.relative > comparison.worst_error) {
+    comparison.worst_error = difference.relative;
     comparison.worst_linear = module;
   }
   // Even 2-bit rounding stays below the norm of the weights; more is another matrix.
-  if (difference > 1) {
-    problems.push_back(
-        fmt::format("{}: differs from the original by {:.2f} times its norm", module, difference));
+  if (difference.relative > 1) {
+    problems.push_back(fmt::format(
+        "{}: differs from the original by {:.2f} times its norm", module, difference.relative));
   }
 }
 
@@ -135,17 +109,105 @@ Comparison compare(
   return comparison;
 }
 
+EngineSplit split_of(Role role) {
+  switch (role) {
+    case Role::kKey:
+    case Role::kValue: return EngineSplit::kKeyValueHeads;
+    case Role::kOutput:
+    case Role::kDown: return EngineSplit::kInputs;
+    case Role::kEmbedding:
+    case Role::kHead: return EngineSplit::kNone;  // engines pad the vocabulary
+    default: return EngineSplit::kOutputs;
+  }
+}
+
+EngineModule engine_module(const Checkpoint& checkpoint, const Linear& linear) {
+  EngineModule module;
+  module.name = linear.module;
+  module.out_features = linear.out_features;
+  module.in_features = linear.in_features;
+  module.is_embedding = linear.role == Role::kEmbedding;
+  module.is_head = linear.role == Role::kHead;
+  module.split = split_of(linear.role);
+  if (checkpoint.is_quantized(linear.module)) {
+    const StoredLinear stored =
+        checkpoint.load_linear(linear.module, linear.out_features, linear.in_features);
+    if (const auto* packed = dynamic_cast<const PackedLinear*>(stored.quantized.get())) {
+      module.scheme = packed->scheme;
+      module.scale_dtype = packed->scale_dtype;
+      module.act_order = !packed->group_index.empty();
+    }
+    if (stored.activation) {
+      module.activation = *stored.activation;
+    }
+  }
+  return module;
+}
+
+// Every engine's verdict; those against `named` become problems.
+Json engines_json(const EngineModel& model, const std::string& named, Json& problems) {
+  Json list = Json::array();
+  for (const Engine& engine : engines()) {
+    const EngineVerdict verdict = judge(engine, model);
+    if (!named.empty() && named != engine.name) {
+      continue;
+    }
+    list.push_back(
+        {{"engine", verdict.engine},
+         {"version", verdict.version},
+         {"loads", verdict.problems.empty()},
+         {"problems", verdict.problems},
+         {"notes", verdict.notes}});
+    if (named == engine.name) {
+      for (const std::string& problem : verdict.problems) {
+        problems.push_back(fmt::format("{} does not load it: {}", engine.name, problem));
+      }
+    }
+  }
+  return list;
+}
+
 }  // namespace
 
-Json verify_checkpoint(const Context& ctx, const Checkpoint& checkpoint, const Checkpoint* source) {
+EngineModel engine_model(const Checkpoint& checkpoint, const ModelGraph& graph) {
+  EngineModel model;
+  model.format = checkpoint.format();
+  model.family = graph.config.family;
+  model.dtype = graph.config.dtype;
+  model.tied = graph.head_tied;
+  model.heads = graph.config.heads;
+  model.kv_heads = graph.config.kv_heads;
+  if (checkpoint.config().contains("quantization_config")) {
+    const Json& quantization = checkpoint.config()["quantization_config"];
+    model.says_desc_act = quantization.value("desc_act", Json(false)) == true;
+  }
+  model.modules.push_back(engine_module(checkpoint, graph.embedding));
+  for (const Block& block : graph.blocks) {
+    for (const Linear& linear : block.linears) {
+      model.modules.push_back(engine_module(checkpoint, linear));
+    }
+  }
+  if (!graph.head_tied) {
+    model.modules.push_back(engine_module(checkpoint, graph.head));
+  }
+  return model;
+}
+
+Json verify_checkpoint(
+    const Context& ctx,
+    const Checkpoint& checkpoint,
+    const Checkpoint* source,
+    const std::string& engine) {
+  if (!engine.empty()) {
+    (void)find_engine(engine);
+  }
   Json problems = Json::array();
   const ModelGraph graph = build_graph(checkpoint.config(), checkpoint.config_place());
   check_tensors(graph, checkpoint);
+  const EngineModel seen = engine_model(checkpoint, graph);
   std::int64_t quantized = 0;
-  for (const Block& block : graph.blocks) {
-    for (const Linear& linear : block.linears) {
-      quantized += checkpoint.is_quantized(linear.module) ? 1 : 0;
-    }
+  for (const EngineModule& module : seen.modules) {
+    quantized += checkpoint.is_quantized(module.name) ? 1 : 0;
   }
   for (const auto& [name, view] : checkpoint.tensors().tensors()) {
     if (is_16_or_32_bit_float(view.dtype)) {
@@ -174,6 +236,8 @@ Json verify_checkpoint(const Context& ctx, const Checkpoint& checkpoint, const C
         {"largest_relative_difference", comparison.worst_error},
         {"largest_in", comparison.worst_linear}};
   }
+  document["engines"] = engines_json(seen, engine, problems);
+  document["largest_tensor_parallel"] = largest_tensor_parallel(seen);
   document["problems"] = std::move(problems);
   return document;
 }

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "run_binary.h"
+#include "scratch.h"
+
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+// quantize, export, compare and verify --engine through the program.
+namespace quern {
+namespace {
+
+namespace fs = std::filesystem;
+
+using testing::error_of;
+using testing::run_quern;
+using testing::RunResult;
+using testing::ScratchDirectory;
+using testing::test_model;
+
+using Words = std::vector<std::string>;
+
+class Formats : public ::testing::Test {
+ protected:
+  [[nodiscard]] std::string at(const std::string& name) const {
+    return (scratch_.path() / name).string();
+  }
+  [[nodiscard]] RunResult quantize(const std::string& format, const Words& more = {}) const {
+    Words words = {"quantize", model_, "-o", at(format), "--method", "rtn", "--format", format};
+    words.insert(words.end(), more.begin(), more.end());
+    return run_quern(words);
+  }
+  static Json json_of(Words words) {
+    words.emplace_back("--json");
+    const RunResult result = run_quern(words);
+    EXPECT_EQ(result.code, 0) << result.err;
+    return result.json();
+  }
+  static void refused(int code, const Words& words, const std::string& part) {
+    const RunResult result = run_quern(words);
+    EXPECT_EQ(result.code, code) << result.err;
+    EXPECT_NE(error_of(result).find(part), std::string::npos) << result.err;
+  }
+
+  ScratchDirectory scratch_;
+  std::string model_ = test_model("tiny-qwen2.5");
+};
+
+TEST_F(Formats, EveryFormatIsWrittenVerifiedAndComparesEqualAfterExport) {
+  for (const std::string format : {"awq", "compressed-tensors", "quern"}) {
+    SCOPED_TRACE(format);
+    ASSERT_EQ(quantize(format).code, 0);
+    const Json verified = json_of({"verify", at(format), "--against", model_});
+    EXPECT_EQ(verified["format"], format);
+    EXPECT_EQ(verified["quantized_linears"], 28);
+    EXPECT_EQ(verified["against"]["quantized_linears"], 28);
+    EXPECT_TRUE(verified["problems"].empty());
+    const Json exported =
+        json_of({"export", at(format), "-o", at(format + "-gptq"), "--format", "gptq"});
+    EXPECT_EQ(exported["schema"], "quern.export/1");
+    EXPECT_EQ(exported["output"], at(format + "-gptq"));
+    EXPECT_EQ(exported["linears"].size(), 28U);
+    EXPECT_TRUE(fs::exists(at(format + "-gptq") + "/tokenizer.json"));
+    const Json same = json_of({"compare", at(format), at(format + "-gptq"), "--weights-only"});
+    EXPECT_EQ(same["schema"], "quern.compare/1");
+    EXPECT_EQ(same["summary"]["equal_linears"], same["summary"]["linears"]);
+    EXPECT_EQ(run_quern({"verify", at(format + "-gptq"), "--engine", "vllm"}).code, 0);
+  }
+  EXPECT_EQ(run_quern({"verify", at("quern"), "--engine", "vllm"}).code, 1);
+}
+
+TEST_F(Formats, CompareRunsBothEndToEnd) {
+  ASSERT_EQ(quantize("gptq").code, 0);
+  const Json document =
+      json_of({"compare", model_, at("gptq"), "--windows", "2", "--context", "128"});
+  EXPECT_EQ(document["a"]["format"], "dense");
+  EXPECT_EQ(document["b"]["format"], "gptq");
+  EXPECT_GT(document["summary"]["rms_relative_difference"].get<double>(), 0.01);
+  EXPECT_EQ(document["end_to_end"]["windows"], 2);
+  EXPECT_GT(document["end_to_end"]["kl_mean"].get<double>(), 0);
+  const Json same = json_of({"compare", model_, model_, "--windows", "1", "--context", "64"});
+  EXPECT_EQ(same["end_to_end"]["kl_mean"], 0.0);
+  EXPECT_EQ(same["end_to_end"]["top1_agreement"], 1.0);
+  const RunResult text = run_quern({"compare", model_, at("gptq"), "--windows", "1"});
+  EXPECT_NE(text.out.find("top-1 agreement"), std::string::npos);
+}
+
+TEST_F(Formats, MixedPlansAreWrittenWhereTheyCanBe) {
+  ASSERT_EQ(run_quern({"plan", model_, "--method", "rtn", "-o", at("plan.json")}).code, 0);
+  Json plan = read_json(at("plan.json"));
+  for (Json& linear : plan["linears"]) {
+    if (linear["name"].get<std::string>().ends_with("down_proj")) {
+      linear["group_size"] = 64;
+    }
+  }
+  write_file(at("plan.json"), plan.dump());
+  refused(
+      3,
+      {"quantize", model_, "-o", at("x"), "--plan", at("plan.json"), "--format", "awq"},
+      "one scheme for all modules");
+  ASSERT_EQ(quantize("compressed-tensors", {"--plan", at("plan.json")}).code, 0);
+  const Json verified = json_of({"verify", at("compressed-tensors"), "--engine", "vllm"});
+  EXPECT_TRUE(verified["problems"].empty());
+  refused(
+      3,
+      {"export", at("compressed-tensors"), "-o", at("x"), "--format", "awq"},
+      "formats that hold this model");
+  EXPECT_FALSE(fs::exists(at("x")));
+}
+
+// Forms that only quern's own container holds, and blocks of a GGUF file.
+TEST_F(Formats, OtherFormsGoToTheContainerAndToDense) {
+  ASSERT_EQ(quantize("quern", {"--embedding-bits", "mixed:100"}).code, 0);
+  ASSERT_EQ(
+      run_quern(
+          {"quantize", model_, "-o", at("m.gguf"), "--method", "rtn", "--format", "gguf:Q4_0"})
+          .code,
+      0);
+  for (const std::string source : {"quern", "m.gguf"}) {
+    SCOPED_TRACE(source);
+    for (const Words& target : {Words{"quern"}, Words{"dense", "--dtype", "float32"}}) {
+      const std::string out = at(source + "-" + target[0]);
+      Words words = {"export", at(source), "-o", out, "--format"};
+      words.insert(words.end(), target.begin(), target.end());
+      const Json exported = json_of(words);
+      EXPECT_EQ(exported["format"], target[0]);
+      const Json same = json_of({"compare", at(source), out, "--weights-only"});
+      EXPECT_EQ(same["summary"]["equal_linears"], same["summary"]["linears"]);
+    }
+    refused(
+        3,
+        {"export", at(source), "-o", at("x"), "--format", "compressed-tensors"},
+        "formats that hold this model: dense with --dtype float32, quern");
+    refused(3, {"export", at(source), "-o", at("x"), "--format", "gguf"}, "quern quantize");
+    EXPECT_EQ(run_quern({"verify", at(source), "--engine", "vllm"}).code, 1);
+  }
+  EXPECT_EQ(run_quern({"verify", at("m.gguf"), "--engine", "llama.cpp"}).code, 0);
+}
+
+TEST_F(Formats, Misuse) {
+  refused(2, {"export", model_, "-o", at("x"), "--format", "gptq"}, "quern quantize");
+  refused(2, {"export", model_, "-o", at("x")}, "--format");
+  refused(2, {"compare", model_}, "B");
+  refused(2, {"compare", model_, model_, "--windows", "-1"}, "--windows");
+  refused(2, {"compare", model_, test_model("tiny-qwen3"), "--weights-only"}, "same model");
+  refused(2, {"verify", model_, "--engine", "ollama"}, "vllm");
+  refused(3, {"quantize", model_, "-o", at("x"), "--bits", "5"}, "compressed-tensors");
+  refused(3, {"quantize", model_, "-o", at("x"), "--format", "awq", "--bits", "8"}, "4 bits");
+}
+
+}  // namespace
+}  // namespace quern
