@@ -265,8 +265,7 @@ LinearWeights with_rounding_errors(
   problem.in_features = original.in_features;
   problem.scheme = scheme;
   const std::vector<float> alike(n, 1.0F);
-  std::vector<float> D =
-      round_to_nearest(ctx, problem, options, alike)->dequantize(ctx.kernels);
+  std::vector<float> D = round_to_nearest(ctx, problem, options, alike)->dequantize(ctx.kernels);
   double error = 0;
   for (std::size_t i = 0; i < D.size(); ++i) {
     D[i] = (D[i] - scaled[i]) / factor(i % n);
