@@ -101,8 +101,6 @@ class Judge {
   std::vector<Sample> samples_;
 };
 
-}
-
 // Powers of the importance, alone and divided by the weights' own means, on a grid that is then
 // refined; the best in the judge's eyes, if it is worth it.
 ScalingResult search_powers(
