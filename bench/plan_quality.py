@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--format", default="gptq")
     parser.add_argument("--windows", type=int, default=10)
     parser.add_argument("--budgets", type=float, nargs="+", default=[2.5, 3.0, 3.5, 4.0, 4.5])
-    parser.add_argument("--recipe", nargs="+", default=["--transform", "scale", "--mismatch-target"],
+    parser.add_argument("--recipe", nargs="+", default=["--method", "best"],
                         help="options of the uniform settings; `--method gasq` brings the same")
     parser.add_argument("--results", type=pathlib.Path)
     arguments, extra = parser.parse_known_args()

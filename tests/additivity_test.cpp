@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "pipeline/additivity.h"
 
+#include "base/error.h"
 #include "eval/perplexity.h"
 #include "plan/sensitivity.h"
 #include "running_model.h"
@@ -118,7 +119,8 @@ TEST_F(Variants, RoundingErrorsHaveTheLossThatIsAskedFor) {
   }
   const std::vector<float> W = to_float(down.dense);
   for (const double loss : {0.0, 0.01, 3.0}) {
-    const LinearWeights changed = with_rounding_errors(*context_, down, {3, true, 64}, score, loss);
+    const LinearWeights changed =
+        with_rounding_errors(*context_, down, {3, true, 64, {}}, score, loss);
     const std::vector<float> Q = to_float(changed.dense);
     double found = 0;
     for (std::size_t i = 0; i < W.size(); ++i) {

@@ -6,6 +6,7 @@
 
 #include <limits>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -86,6 +87,10 @@ TEST_F(BudgetPlans, KeepTheirBudgetAndLoseLessWithMore) {
     std::map<std::string, Json> of_site;
     for (const Json& linear : document["linears"]) {
       const std::string name = linear["name"];
+      if (linear["role"] == "embedding") {
+        EXPECT_EQ(linear["method"], "keep");  // not counted, so not touched
+        continue;
+      }
       ASSERT_EQ(linear["options"].size(), 3U) << name;
       EXPECT_GT(linear["sensitivity"].get<double>(), 0) << name;
       EXPECT_NE(linear["reason"].get<std::string>().find("mean sensitivity"), std::string::npos);
@@ -156,7 +161,8 @@ TEST_F(BudgetPlans, AreFilesThatCanBeEditedObeyedAndExplained) {
   const RunResult result = run("quantize", obey);
   ASSERT_EQ(result.code, 0) << result.err;
   const Json manifest = result.json();
-  for (std::size_t i = 0; i < document["linears"].size(); ++i) {
+  ASSERT_EQ(manifest["linears"].size() + 1, document["linears"].size());  // but the embedding
+  for (std::size_t i = 0; i < manifest["linears"].size(); ++i) {
     EXPECT_EQ(manifest["linears"][i]["bits"], document["linears"][i]["bits"]);
   }
   EXPECT_TRUE(manifest["predicted"]["kl"].is_null());  // not known of what was edited
@@ -190,9 +196,48 @@ TEST_F(BudgetPlans, BelowTheFloorNameTheSmallest) {
     const RunResult taken = plan({option, value});
     EXPECT_EQ(taken.code, 0) << option << " " << value << taken.err;
     for (const Json& linear : taken.json()["linears"]) {
-      EXPECT_EQ(linear["bits"], 2) << option;
+      EXPECT_EQ(linear.value("bits", 2), 2) << option;
     }
   }
+}
+
+TEST_F(BudgetPlans, CountTheTablesWhereTheFormatHoldsThem) {
+  const auto table = [&](const Words& words) {
+    const RunResult result = plan(words);
+    EXPECT_EQ(result.code, 0) << result.err;
+    const Json row = result.json()["linears"].back();
+    EXPECT_EQ(row["role"], "embedding");
+    return row;
+  };
+  // 2.1 MB in 16 bits: 8 of them buy every other linear more than they lose.
+  const Json shared = table({"--format", "quern", "--target-size", "3MB"});
+  EXPECT_EQ(shared["bits"], 8);
+  EXPECT_EQ(shared["options"].size(), 2U);
+  EXPECT_GT(shared["options"][0]["loss"].get<double>(), 0);
+  EXPECT_EQ(shared["options"][1]["loss"].get<double>(), 0);
+  EXPECT_EQ(table({"--format", "gptq", "--target-size", "4MB"})["method"], "keep");
+  EXPECT_EQ(
+      table({"--format", "quern", "--target-size", "4MB", "--embedding-bits", "16"})["method"],
+      "keep");
+  EXPECT_EQ(
+      table({"--format", "quern", "--target-size", "4MB", "--embedding-bits", "6"})["bits"], 6);
+}
+
+TEST_F(BudgetPlans, AreTypesInGguf) {
+  Words words = {"-o", at("out.gguf"), "--format", "gguf", "--target-size", "3200000"};
+  for (const char* word : {"--sweeps", "0", "--refits", "0", "--plan-bits", "2,4", "--no-check"}) {
+    words.emplace_back(word);
+  }
+  const RunResult result = run("quantize", words);
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_EQ(
+      result.json()["predicted"]["bytes"].get<std::uint64_t>(), fs::file_size(at("out.gguf")));
+  EXPECT_LE(fs::file_size(at("out.gguf")), 3200000U);
+  std::set<std::string> rules;
+  for (const Json& linear : result.json()["linears"]) {
+    rules.insert(std::to_string(linear["bits"].get<int>()));
+  }
+  EXPECT_GT(rules.size(), 1U);
 }
 
 TEST_F(BudgetPlans, MemoryCountsTheCache) {

@@ -88,9 +88,9 @@ TEST(Sensitivity, IsTheSecondOrderLossOfRounding) {
   const Sampled linear(3);
   std::vector<PlanOption> options;
   for (const int bits : {2, 3, 4, 6}) {
-    options.push_back({"rtn", {bits, false, 32}, static_cast<std::uint64_t>(bits), 0});
+    options.push_back({"rtn", {bits, false, 32, {}}, static_cast<std::uint64_t>(bits), 0});
   }
-  const LinearEvidence evidence{linear.W, &linear.H, linear.delta_square, options};
+  const LinearEvidence evidence{rows_of(linear.W), &linear.H, linear.delta_square, options};
   MethodOptions method;
   method.range = RangeSearch::kMinMax;
   const std::vector<LinearScore> scores =
@@ -136,8 +136,8 @@ TEST(Sensitivity, FeedbackAndFactorsLowerTheLoss) {
     }
   }
   const auto loss = [&](const std::string& method, const std::string& transform) {
-    const std::vector<PlanOption> options = {{method, {3, true, 32}, 1, 0}};
-    const LinearEvidence evidence{linear.W, &linear.H, linear.delta_square, options};
+    const std::vector<PlanOption> options = {{method, {3, true, 32, {}}, 1, 0}};
+    const LinearEvidence evidence{rows_of(linear.W), &linear.H, linear.delta_square, options};
     return score_site(*context, one_linear(), 0, {&evidence, 1}, find_transform(transform), {})[0]
         .losses[0];
   };
@@ -145,13 +145,40 @@ TEST(Sensitivity, FeedbackAndFactorsLowerTheLoss) {
   EXPECT_LT(loss("gptq", "scale"), 0.7 * loss("gptq", ""));
 }
 
+// 1/2 sum_j g_j mean_v dE_vj^2, from the table itself.
+TEST(Sensitivity, OfALookedUpTable) {
+  const TestContext context;
+  const Sampled table(6);  // its weights as 48 rows of 64
+  std::vector<double> squares(kIn);
+  for (std::size_t j = 0; j < squares.size(); ++j) {
+    squares[j] = static_cast<double>(j % 5);
+  }
+  const std::vector<PlanOption> options = {{"rtn", {4, true, 32, {}}, 1, 0}, {"keep", {}, 2, 0}};
+  MethodOptions method;
+  method.range = RangeSearch::kMinMax;
+  const std::vector<double> losses =
+      score_lookup(*context, rows_of(table.W), kOut, squares, options, method);
+  ASSERT_EQ(losses.size(), 2U);
+  EXPECT_EQ(losses[1], 0.0);
+  const LinearProblem problem{table.W, kOut, kIn, nullptr, options[0].scheme};
+  const std::vector<float> Q = find_method("rtn")
+                                   ->quantize(*context, problem, method)
+                                   .matrix->dequantize((*context).kernels);
+  double expected = 0;
+  for (std::size_t i = 0; i < Q.size(); ++i) {
+    const double d = static_cast<double>(Q[i]) - table.W[i];
+    expected += 0.5 * squares[i % kIn] * d * d / kOut;
+  }
+  EXPECT_NEAR(losses[0], expected, 1e-5 * expected);  // floats against doubles
+}
+
 TEST(Sensitivity, NothingIsLostWhereNothingComesThrough) {
   const TestContext context;
   Sampled linear(5);
-  const std::vector<PlanOption> options = {{"gptq", {2, true, 32}, 1, 0}};
+  const std::vector<PlanOption> options = {{"gptq", {2, true, 32, {}}, 1, 0}};
   linear.delta_square.assign(kOut, 0.0);
   linear.H.H.assign(kIn * kIn, 0.0);
-  const LinearEvidence evidence{linear.W, &linear.H, linear.delta_square, options};
+  const LinearEvidence evidence{rows_of(linear.W), &linear.H, linear.delta_square, options};
   const std::vector<LinearScore> scores =
       score_site(*context, one_linear(), 0, {&evidence, 1}, find_transform("scale"), {});
   EXPECT_TRUE(std::isfinite(scores[0].losses[0]));

@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <random>
 #include <vector>
@@ -49,7 +50,7 @@ TEST(RoundingError, SampledRowsStandForAll) {
     }
   }
   for (const std::int64_t most : {1, 7, 50, 100, 1000}) {
-    const RowSample sample = sample_rows(W, 100, 4, weights, most);
+    const RowSample sample = sample_rows(rows_of(W), 100, 4, weights, most);
     ASSERT_EQ(sample.rows, std::min<std::int64_t>(most, 100));
     ASSERT_EQ(sample.W.size(), static_cast<std::size_t>(sample.rows * 4));
     double sum = 0;
@@ -59,7 +60,7 @@ TEST(RoundingError, SampledRowsStandForAll) {
     }
     // The first row alone counts for nothing, so nothing can be made of it.
     EXPECT_NEAR(sum, most == 1 ? 0.0 : 328350.0, 1e-6) << most;
-    const RowSample alike = sample_rows(W, 100, 4, {}, most);
+    const RowSample alike = sample_rows(rows_of(W), 100, 4, {}, most);
     EXPECT_NEAR(alike.weights.front(), 100.0 / static_cast<double>(sample.rows), 1e-12);
   }
 }
@@ -79,7 +80,7 @@ TEST(RoundingError, IsThatOfPlainRounding) {
     factors[j] = std::exp2(static_cast<float>(random() % 5) - 2.0F);
     importance[j] = 1.0 + static_cast<double>(random() % 10);
   }
-  for (const QuantScheme& scheme : {QuantScheme{2, true, 32}, QuantScheme{4, false, 0}}) {
+  for (const QuantScheme& scheme : {QuantScheme{2, true, 32, {}}, QuantScheme{4, false, 0, {}}}) {
     MethodOptions options;
     options.range = RangeSearch::kMinMax;  // plain rounding is not told the importance
     std::vector<float> scaled = layer.W;
@@ -95,7 +96,7 @@ TEST(RoundingError, IsThatOfPlainRounding) {
       const double d = (static_cast<double>(Q[i]) - scaled[i]) / factors[i % 96];
       expected += rows[i / 96] * importance[i % 96] * d * d;
     }
-    const RowSample sample = sample_rows(layer.W, 70, 96, rows, 1000);
+    const RowSample sample = sample_rows(rows_of(layer.W), 70, 96, rows, 1000);
     const double found = rounding_error(*context, sample, scheme, importance, factors, options);
     // Differences of floats that agree in about 4 leading bits: 2^-24 / 2^-4 each way.
     EXPECT_NEAR(found, expected, 1e-5 * expected);
@@ -106,11 +107,11 @@ TEST(RoundingError, IsThatOfPlainRounding) {
 
 TEST(RoundingError, DoesNotDependOnThreads) {
   const SyntheticLayer layer = make_layer({.out_features = 200, .in_features = 64}, 7);
-  const RowSample sample = sample_rows(layer.W, 200, 64, {}, 200);
+  const RowSample sample = sample_rows(rows_of(layer.W), 200, 64, {}, 200);
   const std::vector<double> importance(64, 1.0);
   const auto with = [&](int threads) {
     const TestContext context(threads);
-    return rounding_error(*context, sample, {3, false, 32}, importance, {}, {});
+    return rounding_error(*context, sample, {3, false, 32, {}}, importance, {}, {});
   };
   EXPECT_EQ(with(1), with(3));
 }
