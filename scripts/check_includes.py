@@ -28,7 +28,7 @@ MAY_INCLUDE = {
     "eval": ["nn", "tokenizer"],
     "serve": ["nn", "tokenizer"],
     "plan": ["model", "quant"],
-    "pipeline": ["calib", "plan", "quant", "format", "report"],
+    "pipeline": ["calib", "eval", "plan", "quant", "format", "report"],
 }
 MAY_INCLUDE["cli"] = list(MAY_INCLUDE)
 

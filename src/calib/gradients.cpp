@@ -145,7 +145,8 @@ class GradientPass {
     return {
         loss.sum / static_cast<double>(loss.labels),
         loss.labels,
-        std::accumulate(lengths_.begin(), lengths_.end(), std::int64_t{0})};
+        std::accumulate(lengths_.begin(), lengths_.end(), std::int64_t{0}),
+        embedding_square()};
   }
 
  private:
@@ -301,6 +302,19 @@ class GradientPass {
       const Linear& linear = block.linears[i];
       sink_(&block, linear, accumulators[i].finish(ctx_, linear.module));
     }
+  }
+
+  // Of gradients_, which have arrived at the input of the first block.
+  [[nodiscard]] std::vector<double> embedding_square() {
+    const auto width = static_cast<std::size_t>(graph_.config.hidden_size);
+    std::vector<double> sums(width, 0.0);
+    for_sequences([&](std::int64_t sequence, std::int64_t) {
+      gradients_->read(sequence, gradient_.data());
+      for (std::size_t i = 0; i < gradient_.size(); ++i) {
+        sums[i % width] += static_cast<double>(gradient_[i]) * gradient_[i];
+      }
+    });
+    return sums;
   }
 
   const Context& ctx_;

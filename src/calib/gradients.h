@@ -46,6 +46,8 @@ struct GradientSummary {
   double loss = 0;  // mean -log p of the labels, nats; for kSampled that is about the entropy
   std::int64_t labels = 0;
   std::int64_t tokens = 0;
+  // [hidden] sum over all tokens of the squared gradients at the looked-up embeddings.
+  std::vector<double> embedding_square;
 };
 
 // One backward pass through the whole model over `sequences`, block after block: all sequences go

@@ -10,6 +10,7 @@
 
 #include <charconv>
 #include <limits>
+#include <string_view>
 #include <utility>
 
 namespace quern {
@@ -103,6 +104,85 @@ RangeSearch parse_range(const std::string& text) {
   return range_from_name(text).value_or(RangeSearch::kPower24);
 }
 
+// Where the bytes go is decided by what each linear loses (GASQ).
+void add_budget_options(CLI::App& app, QuantizeArguments& a) {
+  const std::string group = "Mixed precision";
+  std::vector<CLI::Option*> exclusive = {
+      app.add_option("--plan", a.plan, "obey this plan, made by quern plan and edited"),
+      app.add_option("--bpw", a.bpw, "plan for so many bits per weight, every stored byte counted")
+          ->check(number_within(0.01, 64)),
+      app.add_option(
+             "--linear-bpw",
+             a.linear_bpw,
+             "the same of the quantized linears alone, scales and zero points counted")
+          ->check(number_within(0.01, 64)),
+      app.add_option("--target-size", a.target_size, "plan for weight files of this size: 3.5GB"),
+      app.add_option(
+          "--fit-ram",
+          a.fit_ram,
+          "plan for running in this much memory: weights, keys and values of --fit-context tokens, "
+          "a chunk of logits, 96 MiB")};
+  for (CLI::Option* option : exclusive) {
+    option->group(group);
+    for (CLI::Option* other : exclusive) {
+      if (other != option) {
+        option->excludes(other);
+      }
+    }
+  }
+  app.add_option("--fit-context", a.fit_context, "tokens that --fit-ram counts (default: 4096)")
+      ->check(CLI::Range(1, 1 << 24))
+      ->group(group);
+  app.add_option("--plan-bits", a.plan_bits, "widths to choose from (default: 2,3,4,5,6,8)")
+      ->delimiter(',')
+      ->check(CLI::Range(2, 8))
+      ->group(group);
+  auto* alike = app.add_flag(
+                       "--fused-alike",
+                       a.fused_alike,
+                       "q, k and v alike, gate and up alike (default: where the format demands it)")
+                    ->group(group);
+  app.add_flag("--fused-apart", a.fused_apart, "each on its own")->excludes(alike)->group(group);
+  app.add_flag("--no-check", a.no_check, "do not measure that the losses of the linears add up")
+      ->group(group);
+}
+
+PlanningOptions planning_options(const QuantizeArguments& a, const Recipe& recipe) {
+  PlanningOptions planning;
+  SizeBudget& budget = planning.budget;
+  budget.context = a.fit_context;
+  if (a.bpw > 0) {
+    budget.unit = SizeBudget::Unit::kBitsPerWeight;
+    budget.bits = a.bpw;
+  } else if (a.linear_bpw > 0) {
+    budget.unit = SizeBudget::Unit::kLinearBitsPerWeight;
+    budget.bits = a.linear_bpw;
+  } else if (!a.target_size.empty()) {
+    budget.unit = SizeBudget::Unit::kFileBytes;
+    budget.bytes = parse_size(a.target_size, "--target-size");
+  } else if (!a.fit_ram.empty()) {
+    budget.unit = SizeBudget::Unit::kMemoryBytes;
+    budget.bytes = parse_size(a.fit_ram, "--fit-ram");
+  } else if (recipe.planned && a.plan.empty()) {
+    budget.unit = SizeBudget::Unit::kUniform;
+  }
+  if (!a.plan_bits.empty()) {
+    planning.bits = a.plan_bits;
+  }
+  if (a.group_size) {
+    planning.group_sizes = {parse_group_size(*a.group_size)};
+  }
+  if (a.symmetric || a.asymmetric) {
+    planning.symmetric = {a.symmetric};
+  }
+  if (a.fused_alike || a.fused_apart) {
+    planning.fused_alike = a.fused_alike;
+  }
+  planning.choose_tables = !a.embedding_bits && !a.head_bits;
+  planning.check_additivity = !a.no_check;
+  return planning;
+}
+
 }  // namespace
 
 void add_quantize_options(CLI::App& app, QuantizeArguments& a) {
@@ -147,7 +227,7 @@ void add_quantize_options(CLI::App& app, QuantizeArguments& a) {
       ->group("What")
       ->excludes(symmetric);
   app.add_option("--format", a.format, output_format_names() + " (default: gptq)")->group("What");
-  app.add_option("--plan", a.plan, "obey this plan, made by quern plan and edited")->group("What");
+  add_budget_options(app, a);
   app.add_option(
          "--order",
          a.order,
@@ -217,19 +297,23 @@ QuantizeOptions quantize_options(const Session& session, const QuantizeArguments
   options.output = a.output;
   const Recipe& recipe = find_recipe(a.recipe ? *a.recipe : a.method.value_or("gptq"));
   options.recipe = recipe.name;
+  options.planning = planning_options(a, recipe);
   options.method = recipe.method;
   options.scheme.bits = a.bits.value_or(recipe.bits);
   options.scheme.group_size = a.group_size ? parse_group_size(*a.group_size) : recipe.group_size;
   options.scheme.symmetric = !a.asymmetric;
-  parse_embedding_bits(a.embedding_bits, a.force, options.tables);
-  if (a.head_bits != 16 && (a.head_bits < 2 || a.head_bits > 8)) {
+  if (a.embedding_bits) {
+    parse_embedding_bits(*a.embedding_bits, a.force, options.tables);
+  }
+  options.tables.head_bits = a.head_bits.value_or(16);
+  if (options.tables.head_bits != 16 &&
+      (options.tables.head_bits < 2 || options.tables.head_bits > 8)) {
     throw UsageError(
         "not a width for the head",
-        fmt::format("--head-bits {}", a.head_bits),
+        fmt::format("--head-bits {}", options.tables.head_bits),
         "expected 16, or 2 to 8",
         "--head-bits 8");
   }
-  options.tables.head_bits = a.head_bits;
   options.activation.bits = a.activation_bits.value_or(recipe.activation_bits);
   options.activation.dynamic = a.activation_scale == "dynamic";
   options.format = a.format;

@@ -18,14 +18,23 @@ struct QuantizeArguments {
   std::optional<std::string> recipe;
   std::optional<int> bits;  // what is not given is as the recipe says
   std::optional<std::string> group_size;
-  std::string embedding_bits = "16";
-  int head_bits = 16;
+  std::optional<std::string> embedding_bits;  // 16, unless a budget counts the table
+  std::optional<int> head_bits;
   bool symmetric = false;
   bool asymmetric = false;
   std::string order;
   std::string range;
   std::string format = "gptq";
   std::string plan;
+  double bpw = 0;
+  double linear_bpw = 0;
+  std::string target_size;
+  std::string fit_ram;
+  std::int64_t fit_context = 4096;
+  std::vector<int> plan_bits;
+  bool fused_alike = false;
+  bool fused_apart = false;
+  bool no_check = false;
   std::vector<std::string> calibration;
   std::int64_t samples = 0;
   std::int64_t length = 512;

@@ -2,6 +2,7 @@
 #include "eval/perplexity.h"
 
 #include "base/error.h"
+#include "eval/divergence.h"
 #include "kernels/kernels.h"
 
 #include <fmt/format.h>
@@ -39,26 +40,6 @@ Counted counted_positions(const PerplexityOptions& options) {
 
 std::int64_t arg_max(const float* x, std::int64_t n) {
   return std::max_element(x, x + n) - x;  // the first of equals
-}
-
-// sum_i p_i (log p_i - log q_i), p and q the softmax of a and b. `p` is scratch of n floats.
-double kl_divergence(
-    const Context& ctx,
-    const float* a,
-    const float* b,
-    double a_norm,
-    double b_norm,
-    std::int64_t n,
-    float* p) {
-  std::copy(a, a + n, p);
-  ctx.kernels.softmax(p, n);
-  double sum = 0;
-  for (std::int64_t i = 0; i < n; ++i) {
-    sum += static_cast<double>(p[i]) * (static_cast<double>(a[i]) - b[i]);
-  }
-  // Rounding may leave it below 0. A NaN stays one: std::max would make it 0, a perfect score.
-  const double kl = sum - a_norm + b_norm;
-  return kl < 0 ? 0.0 : kl;
 }
 
 WindowScores score_window(

@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "base/process.h"
 #include "calib/statistics.h"
+#include "plan/site_scaling.h"
 #include "quant/activation.h"
 #include "quant/clipping.h"
 #include "quant/curvature.h"
@@ -249,24 +250,20 @@ bool BlockQuantizer::all_quantized(const Block& block, const std::vector<int>& l
   });
 }
 
-ScalingProblem BlockQuantizer::scaling_problem(
+ScalingProblem BlockQuantizer::site_scaling_problem(
     const Block& block,
     int site,
     const SiteStats& stats,
-    std::vector<std::vector<float>>& W) const {
-  ScalingProblem problem;
-  problem.stats = &stats;
+    const std::vector<std::vector<float>>& W) const {
   const CalibrationSite& place = block.sites[static_cast<std::size_t>(site)];
+  std::vector<ScalingConsumer> consumers;
   for (std::size_t i = 0; i < place.linears.size(); ++i) {
     const Linear& linear = block.linears[static_cast<std::size_t>(place.linears[i])];
     const PlannedLinear& planned = *plan_.find(linear.module);
-    problem.consumers.push_back(
+    consumers.push_back(
         {W[i], linear.out_features, planned.scheme, planned.range, planned.activation});
   }
-  problem.unit_of = place.producer_rows;
-  problem.powers_of_two =
-      place.producer >= 0 && block.linears[static_cast<std::size_t>(place.producer)].has_bias;
-  return problem;
+  return scaling_problem(block, site, stats, std::move(consumers));
 }
 
 std::vector<SiteStats> BlockQuantizer::gather_before_rounding(
@@ -349,7 +346,9 @@ void BlockQuantizer::fold_between_linears(
       W.push_back(to_float(weights.linears[static_cast<std::size_t>(index)].dense));
     }
     const ScalingResult found = transform_->find(
-        ctx_, scaling_problem(block, site, stats[static_cast<std::size_t>(site)], W), options_);
+        ctx_,
+        site_scaling_problem(block, site, stats[static_cast<std::size_t>(site)], W),
+        options_);
     done.transforms.push_back(transform_json(block, site, found));
     if (found.factors.empty()) {
       continue;
@@ -390,7 +389,8 @@ void BlockQuantizer::fold_into_norm(
         factors_[static_cast<std::size_t>(index)].rows,
         {}));
   }
-  ScalingResult found = transform_->find(ctx_, scaling_problem(block, site, stats, W), options_);
+  ScalingResult found =
+      transform_->find(ctx_, site_scaling_problem(block, site, stats, W), options_);
   done.transforms.push_back(transform_json(block, site, found));
   if (found.factors.empty()) {
     return;

@@ -126,11 +126,11 @@ class BlockQuantizer {
       const PlannedLinear& planned, const LinearProblem& problem) const;
   void add_range_facts(const LinearProblem& problem, QuantizedLinear& row) const;
   [[nodiscard]] bool all_quantized(const Block& block, const std::vector<int>& linears) const;
-  [[nodiscard]] ScalingProblem scaling_problem(
+  [[nodiscard]] ScalingProblem site_scaling_problem(
       const Block& block,
       int site,
       const SiteStats& stats,
-      std::vector<std::vector<float>>& W) const;
+      const std::vector<std::vector<float>>& W) const;
   void fold_between_linears(
       const Block& block,
       BlockWeights& weights,

@@ -15,6 +15,7 @@
 #include "pipeline/gguf_output.h"
 #include "pipeline/manifest.h"
 #include "pipeline/output.h"
+#include "pipeline/planner.h"
 #include "pipeline/run_paths.h"
 #include "pipeline/run_state.h"
 #include "pipeline/source_card.h"
@@ -477,6 +478,33 @@ std::uint64_t layout_bytes(const PreparedRun& run) {
   return run.layout.total_bytes() - run.layout.index.size();
 }
 
+// From the file, for the budget, or every linear alike.
+void make_plan(const Context& ctx, const QuantizeOptions& options, PreparedRun& run) {
+  const bool from_file = !options.plan_file.empty();
+  if (from_file) {
+    run.plan = read_plan(read_json(options.plan_file), options.plan_file.string(), run.graph);
+  } else {
+    run.plan = uniform_plan(run.graph, options.method, options.scheme, options.tables);
+    run.plan.transform = options.transform;
+    for (PlannedLinear& linear : run.plan.linears) {
+      if (!linear.is_table()) {
+        linear.range = range_for(linear.role, options.method_options.range);
+        linear.activation = options.activation;
+      }
+    }
+  }
+  if (run.format->is_gguf) {
+    choose_ggml_types(options, run.plan);
+  }
+  check_bits(run.plan);
+  resolve_hot_rows(run.source->directory(), !from_file, run.plan);
+  if (options.planning.budget.given()) {
+    plan_for_budget(ctx, options, run);
+  } else if (!from_file && !run.format->is_gguf) {
+    keep_odd_shapes(ctx, *run.format, options, run.graph, run.plan);
+  }
+}
+
 }  // namespace
 
 PreparedRun prepare_quantize(const Context& ctx, const QuantizeOptions& options) {
@@ -492,26 +520,7 @@ PreparedRun prepare_quantize(const Context& ctx, const QuantizeOptions& options)
   }
   run.graph = build_graph(run.source->config(), run.source->config_place());
   check_tensors(run.graph, *run.source);
-  run.plan = options.plan_file.empty()
-                 ? uniform_plan(run.graph, options.method, options.scheme, options.tables)
-                 : read_plan(read_json(options.plan_file), options.plan_file.string(), run.graph);
-  if (options.plan_file.empty()) {
-    run.plan.transform = options.transform;
-    for (PlannedLinear& linear : run.plan.linears) {
-      if (!linear.is_table()) {
-        linear.range = range_for(linear.role, options.method_options.range);
-        linear.activation = options.activation;
-      }
-    }
-  }
-  if (run.format->is_gguf) {
-    choose_ggml_types(options, run.plan);
-  }
-  check_bits(run.plan);
-  resolve_hot_rows(run.source->directory(), options.plan_file.empty(), run.plan);
-  if (options.plan_file.empty() && !run.format->is_gguf) {
-    keep_odd_shapes(ctx, *run.format, options, run.graph, run.plan);
-  }
+  make_plan(ctx, options, run);
   run.needs_calibration = !options.calibration.files.empty();
   for (const PlannedLinear& linear : run.plan.linears) {
     if (!linear.keep()) {
@@ -563,13 +572,14 @@ PreparedRun prepare_quantize(const Context& ctx, const QuantizeOptions& options)
 
 Json predicted_json(const PreparedRun& run) {
   const std::uint64_t bytes = layout_bytes(run);
+  const std::optional<double> loss = predicted_loss(run.plan);
   return {
       {"bits_per_weight", bits_per_weight(bytes, parameters_of(*run.source))},
       {"bytes", bytes},
       {"peak_rss_bytes", run.estimate.peak()},
       {"spilled_bytes", run.estimate.spilled},
       {"seconds", run.estimate.seconds},
-      {"kl", nullptr}};
+      {"kl", loss ? Json(*loss) : Json(nullptr)}};
 }
 
 std::string describe_plan(const PreparedRun& run, const QuantizeOptions& options) {

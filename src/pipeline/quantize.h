@@ -5,8 +5,10 @@
 #include "base/json.h"
 #include "format/output_format.h"
 #include "model/graph.h"
+#include "pipeline/additivity.h"
 #include "pipeline/estimate.h"
 #include "pipeline/gguf_plan.h"
+#include "plan/planning_options.h"
 #include "plan/quant_plan.h"
 #include "quant/method.h"
 #include "tensor/checkpoint.h"
@@ -39,7 +41,8 @@ struct QuantizeOptions {
   std::string transform;  // of quant/scaling.h; empty: none
   MethodOptions method_options;
   std::string format = "gptq";
-  std::filesystem::path plan_file;  // empty: every linear alike
+  std::filesystem::path plan_file;  // empty: planned by quern
+  PlanningOptions planning;  // without a budget every linear alike
   CalibrationOptions calibration;
   std::filesystem::path work_directory;  // empty: beside the output
   bool resume = true;
@@ -48,11 +51,21 @@ struct QuantizeOptions {
   std::string command;  // as the person typed it, for the manifest and the card
 };
 
-// A run before anything but headers was read: what will be written, to the byte, and what it takes.
+// What was asked of a plan, and what it was held to.
+struct PlanRecord {
+  Json budget = nullptr;  // {unit, value, bytes}: of the tensors of the quantized linears
+  std::vector<std::string> constraints;
+  std::optional<AdditivityCheck> additivity;
+  double seconds = 0;  // that planning took
+};
+
+// A run before anything is rounded: what will be written, to the byte, and what it takes. Only
+// headers were read, unless there was a budget to plan for.
 struct PreparedRun {
   std::unique_ptr<Checkpoint> source;
   ModelGraph graph;
   QuantPlan plan;
+  PlanRecord planning;
   const OutputFormat* format = nullptr;
   bool needs_calibration = true;
   SafetensorsLayout layout;  // of the weight files

@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <map>
 #include <optional>
 #include <utility>
@@ -58,12 +59,7 @@ PlannedLinear planned_embedding(
   return entry;
 }
 
-void read_entry(const JsonReader& reader, PlannedLinear& entry) {
-  entry.method = reader.get_string("method");
-  entry.reason = reader.get_string_or("reason", "");
-  if (entry.keep()) {
-    return;
-  }
+QuantScheme read_scheme(const JsonReader& reader) {
   if (reader.has("type")) {
     const std::string name = reader.get_string("type");
     const std::optional<GgmlType> type = ggml_type_from_name(name);
@@ -74,15 +70,54 @@ void read_entry(const JsonReader& reader, PlannedLinear& entry) {
           "expected Q4_K or the like, found " + printable(name, 20),
           "see quern quantize --help");
     }
-    entry.scheme = ggml_scheme(*type);
+    return ggml_scheme(*type);
+  }
+  QuantScheme scheme;
+  scheme.bits = static_cast<int>(reader.get_int_in("bits", 1, 8));
+  scheme.group_size = std::max<std::int64_t>(0, reader.get_int_in("group_size", -1, 1 << 20));
+  scheme.symmetric = reader.get_bool_or("symmetric", true);
+  return scheme;
+}
+
+void put_scheme(const QuantScheme& scheme, Json& row) {
+  row["bits"] = scheme.bits;
+  row["group_size"] = scheme.group_size == 0 ? -1 : scheme.group_size;
+  row["symmetric"] = scheme.symmetric;
+  if (scheme.ggml) {
+    row["type"] = ggml_type_info(*scheme.ggml).name;
+  }
+}
+
+void read_options(const JsonReader& reader, PlannedLinear& entry) {
+  if (reader.has("sensitivity")) {
+    entry.sensitivity = reader.get_number("sensitivity");
+  }
+  if (!reader.has("options")) {
     return;
   }
-  entry.scheme.bits = static_cast<int>(reader.get_int_in("bits", 1, 8));
-  entry.scheme.group_size = reader.get_int_in("group_size", -1, 1 << 20);
-  if (entry.scheme.group_size < 0) {
-    entry.scheme.group_size = 0;
+  for (const Json& row : reader.get_array("options")) {
+    const JsonReader item(row, reader.place("options"));
+    PlanOption& option = entry.options.emplace_back();
+    option.method = item.get_string("method");
+    if (!option.keep()) {
+      option.scheme = read_scheme(item);
+    }
+    option.bytes = static_cast<std::uint64_t>(item.get_int_in("bytes", 0, INT64_MAX));
+    option.loss = item.get_number("loss");
   }
-  entry.scheme.symmetric = reader.get_bool_or("symmetric", true);
+}
+
+void read_entry(const JsonReader& reader, PlannedLinear& entry) {
+  entry.method = reader.get_string("method");
+  entry.reason = reader.get_string_or("reason", "");
+  read_options(reader, entry);
+  if (entry.keep()) {
+    return;
+  }
+  entry.scheme = read_scheme(reader);
+  if (entry.scheme.ggml) {
+    return;
+  }
   entry.hot_rows = reader.get_int_in_or("hot_rows", 0, entry.out_features, 0);
   if (reader.has("range")) {
     const std::string name = reader.get_string("range");
@@ -100,6 +135,20 @@ void read_entry(const JsonReader& reader, PlannedLinear& entry) {
   }
 }
 
+Json options_json(const PlannedLinear& linear) {
+  Json rows = Json::array();
+  for (const PlanOption& option : linear.options) {
+    Json row = {{"method", option.method}};
+    if (!option.keep()) {
+      put_scheme(option.scheme, row);
+    }
+    row["bytes"] = option.bytes;
+    row["loss"] = option.loss;
+    rows.push_back(std::move(row));
+  }
+  return rows;
+}
+
 }  // namespace
 
 const PlannedLinear* QuantPlan::find(const std::string& name) const {
@@ -109,6 +158,29 @@ const PlannedLinear* QuantPlan::find(const std::string& name) const {
     }
   }
   return nullptr;
+}
+
+const PlanOption* chosen_option(const PlannedLinear& linear) {
+  const auto found =
+      std::find_if(linear.options.begin(), linear.options.end(), [&](const PlanOption& option) {
+        return option.method == linear.method && (option.keep() || option.scheme == linear.scheme);
+      });
+  return found == linear.options.end() ? nullptr : &*found;
+}
+
+std::optional<double> predicted_loss(const QuantPlan& plan) {
+  double sum = 0;
+  for (const PlannedLinear& linear : plan.linears) {
+    if (linear.keep()) {
+      continue;
+    }
+    const PlanOption* chosen = chosen_option(linear);
+    if (chosen == nullptr) {
+      return std::nullopt;
+    }
+    sum += chosen->loss;
+  }
+  return sum;
 }
 
 QuantPlan uniform_plan(
@@ -204,21 +276,48 @@ Json plan_linears_json(const QuantPlan& plan) {
       row["activation"] = activation_json(linear.activation);
     }
     if (!linear.keep()) {
-      row["bits"] = linear.scheme.bits;
-      row["group_size"] = linear.scheme.group_size == 0 ? -1 : linear.scheme.group_size;
-      row["symmetric"] = linear.scheme.symmetric;
-      if (linear.scheme.ggml) {
-        row["type"] = ggml_type_info(*linear.scheme.ggml).name;
-      }
+      put_scheme(linear.scheme, row);
     }
     if (linear.hot_rows > 0) {
       row["hot_rows"] = linear.hot_rows;
     }
-    row["sensitivity"] = nullptr;
+    row["sensitivity"] = linear.sensitivity ? Json(*linear.sensitivity) : Json(nullptr);
     row["reason"] = linear.reason;
+    if (!linear.options.empty()) {
+      row["options"] = options_json(linear);
+    }
     rows.push_back(std::move(row));
   }
   return rows;
+}
+
+std::string scheme_text(const QuantScheme& scheme) {
+  if (scheme.ggml) {
+    return std::string(ggml_type_info(*scheme.ggml).name);
+  }
+  return fmt::format(
+      "{} bits, {}, {}",
+      scheme.bits,
+      scheme.group_size == 0 ? "channel" : fmt::format("group {}", scheme.group_size),
+      scheme.symmetric ? "symmetric" : "asymmetric");
+}
+
+std::string explain(const PlannedLinear& linear) {
+  std::string text = fmt::format(
+      "{}: {}\n",
+      linear.name,
+      linear.keep() ? "kept in 16 bits" : linear.method + ", " + scheme_text(linear.scheme));
+  text += linear.reason.empty() ? "" : linear.reason + "\n";
+  const PlanOption* chosen = chosen_option(linear);
+  for (const PlanOption& option : linear.options) {
+    text += fmt::format(
+        "{} {:<34} {:>10} bytes  {:.3e} nats per token\n",
+        &option == chosen ? "->" : "  ",
+        option.keep() ? "kept" : option.method + ", " + scheme_text(option.scheme),
+        option.bytes,
+        option.loss);
+  }
+  return text;
 }
 
 }  // namespace quern

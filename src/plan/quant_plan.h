@@ -12,6 +12,16 @@
 
 namespace quern {
 
+// A way to store a linear that a plan was chosen from.
+struct PlanOption {
+  std::string method;  // "keep": the floats, and no scheme
+  QuantScheme scheme;
+  std::uint64_t bytes = 0;  // of the tensors that replace the weight
+  double loss = 0;  // predicted increase of the mean KL divergence, nats per token
+
+  [[nodiscard]] bool keep() const { return method == "keep"; }
+};
+
 // What is to happen to one linear.
 struct PlannedLinear {
   std::string name;
@@ -26,10 +36,16 @@ struct PlannedLinear {
   std::optional<RangeSearch> range;  // nothing: as the run's options say
   ActivationScheme activation;  // a static scale is found by calibration
   std::string reason;  // why, for people
+  // Of a plan that was made for a budget: nats per token that this linear alone would lose at
+  // kSensitivityBits, and all that it could have become.
+  std::optional<double> sensitivity;
+  std::vector<PlanOption> options;
 
   [[nodiscard]] bool is_table() const { return role == Role::kEmbedding || role == Role::kHead; }
   [[nodiscard]] bool keep() const { return method == "keep"; }
 };
+
+inline constexpr int kSensitivityBits = 4;
 
 // Linear -> scheme, method, reason: what `plan` writes, `quantize` obeys, a person can edit. In the
 // order of the graph, the tables over the vocabulary last.
@@ -39,6 +55,13 @@ struct QuantPlan {
 
   [[nodiscard]] const PlannedLinear* find(const std::string& name) const;
 };
+
+// The option that `linear` has become; null when it is none of them.
+[[nodiscard]] const PlanOption* chosen_option(const PlannedLinear& linear);
+
+// The sum of the losses of what the linears have become; nothing when the plan does not know it of
+// all that are not kept.
+[[nodiscard]] std::optional<double> predicted_loss(const QuantPlan& plan);
 
 // What becomes of the tables over the vocabulary. 16 bits: they stay as they are.
 struct TableChoice {
@@ -61,5 +84,10 @@ struct TableChoice {
 [[nodiscard]] QuantPlan read_plan(
     const Json& document, const std::string& where, const ModelGraph& graph);
 [[nodiscard]] Json plan_linears_json(const QuantPlan& plan);
+
+[[nodiscard]] std::string scheme_text(const QuantScheme& scheme);  // "4 bits, group 128, symmetric"
+
+// Why a linear became what it is: its reason, and a table of its options. For people.
+[[nodiscard]] std::string explain(const PlannedLinear& linear);
 
 }  // namespace quern

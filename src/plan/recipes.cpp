@@ -51,6 +51,14 @@ std::span<const Recipe> recipes() noexcept {
           .transform = "scale",
           .mismatch_target = true,
           .restarts = 1},
+      Recipe{
+          .name = "gasq",
+          .summary = "best, with the precision of each linear by what it loses",
+          .method = "gptq",
+          .transform = "scale",
+          .mismatch_target = true,
+          .restarts = 1,
+          .planned = true},
   };
   return kRecipes;
 }

@@ -23,6 +23,7 @@ struct Recipe {
   int activation_bits = 16;
   bool mismatch_target = false;
   int restarts = 0;
+  bool planned = false;  // precision by what each linear loses, at the size of all alike
 };
 
 [[nodiscard]] std::span<const Recipe> recipes() noexcept;

@@ -107,6 +107,7 @@ struct Method {
   int min_bits;
   int max_bits;
   bool needs_statistics;
+  bool error_feedback;  // later columns make up for what earlier ones lost
   bool needs_reference;  // SiteStats::G, which takes the second stream of activations
   std::string_view kind;  // of the matrices that it makes of a scheme without ggml type
   LinearResult (*quantize)(

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "quant/scaling.h"
 
-#include "quant/curvature.h"
-#include "quant/row_block.h"
+#include "quant/rounding_error.h"
 #include "quant/smoothquant.h"
 
 #include <fmt/format.h>
@@ -23,10 +22,9 @@ constexpr double kLargestSpread = 1e6;
 // A transform must earn its place: below this gain the model is left alone.
 constexpr double kWorthwhile = 0.995;
 
-// Evenly spaced rows of a consumer, and what their error counts for.
+// A consumer as the judge sees it.
 struct Sample {
-  std::vector<float> W;
-  std::int64_t rows = 0;
+  RowSample rows;
   QuantScheme scheme;
   double weight = 0;  // 1 / sum d W^2: each linear's error relative to its own output
 };
@@ -44,17 +42,14 @@ class Judge {
     const auto n = static_cast<std::int64_t>(importance_.size());
     for (const ScalingConsumer& consumer : problem.consumers) {
       Sample sample;
-      sample.rows = std::min(consumer.out_features, kSampledRows);
+      sample.rows = sample_rows(rows_of(consumer.W), consumer.out_features, n, {}, kSampledRows);
       sample.scheme = consumer.scheme;
-      sample.W.resize(static_cast<std::size_t>(sample.rows * n));
       double energy = 0;
-      for (std::int64_t r = 0; r < sample.rows; ++r) {
-        const float* from = consumer.W.data() + r * consumer.out_features / sample.rows * n;
-        std::copy(from, from + n, sample.W.begin() + r * n);
-        for (std::int64_t j = 0; j < n; ++j) {
-          energy += importance_[static_cast<std::size_t>(j)] * from[j] * from[j];
-        }
+      for (std::size_t i = 0; i < sample.rows.W.size(); ++i) {
+        const double w = sample.rows.W[i];
+        energy += importance_[i % importance_.size()] * w * w;
       }
+      energy *= sample.rows.weights.front();
       sample.weight = energy > 0 ? 1.0 / energy : 0.0;
       samples_.push_back(std::move(sample));
     }
@@ -63,7 +58,8 @@ class Judge {
   [[nodiscard]] double error(std::span<const float> factors) const {
     double total = 0;
     for (const Sample& sample : samples_) {
-      total += sample.weight * error_of(sample, factors);
+      total += sample.weight *
+               rounding_error(ctx_, sample.rows, sample.scheme, importance_, factors, options_);
     }
     return total;
   }
@@ -77,9 +73,9 @@ class Judge {
     double rows = 0;
     for (const Sample& sample : samples_) {
       const std::int64_t width = sample.scheme.group_width(n);
-      rows += static_cast<double>(sample.rows);
-      for (std::int64_t r = 0; r < sample.rows; ++r) {
-        const float* row = sample.W.data() + r * n;
+      rows += static_cast<double>(sample.rows.rows);
+      for (std::int64_t r = 0; r < sample.rows.rows; ++r) {
+        const float* row = sample.rows.W.data() + r * n;
         for (std::int64_t begin = 0; begin < n; begin += width) {
           const std::int64_t end = std::min(begin + width, n);
           float highest = 0;
@@ -99,76 +95,11 @@ class Judge {
   }
 
  private:
-  [[nodiscard]] double error_of(const Sample& sample, std::span<const float> factors) const {
-    const auto n = static_cast<std::int64_t>(factors.size());
-    std::vector<float> W(sample.W.size());
-    for (std::int64_t r = 0; r < sample.rows; ++r) {
-      for (std::int64_t j = 0; j < n; ++j) {
-        W[static_cast<std::size_t>(r * n + j)] =
-            sample.W[static_cast<std::size_t>(r * n + j)] * factors[static_cast<std::size_t>(j)];
-      }
-    }
-    std::vector<float> weights(factors.size());
-    for (std::size_t j = 0; j < factors.size(); ++j) {
-      weights[j] = static_cast<float>(
-          importance_[j] / (static_cast<double>(factors[j]) * static_cast<double>(factors[j])));
-    }
-    LinearProblem problem;
-    problem.W = W;
-    problem.out_features = sample.rows;
-    problem.in_features = n;
-    problem.scheme = sample.scheme;
-    const GridRules rules = grid_rules(sample.scheme, options_);
-    constexpr std::int64_t kRows = 64;
-    std::vector<double> sums(static_cast<std::size_t>((sample.rows + kRows - 1) / kRows));
-    ctx_.pool.for_chunks(sample.rows, kRows, [&](std::int64_t begin, std::int64_t end, int) {
-      RowBlock block = RowBlock::load(problem, begin, end);
-      block.find_all_ranges(ctx_.kernels, sample.scheme, rules, weights.data());
-      block.round_all(ctx_.kernels, sample.scheme);
-      double sum = 0;
-      for (std::int64_t j = 0; j < n; ++j) {
-        double column = 0;
-        for (std::int64_t r = 0; r < block.rows; ++r) {
-          const double d = block.D[static_cast<std::size_t>(j * block.lanes + r)];
-          column += d * d;
-        }
-        sum += column * static_cast<double>(weights[static_cast<std::size_t>(j)]);
-      }
-      sums[static_cast<std::size_t>(begin / kRows)] = sum;
-    });
-    return std::accumulate(sums.begin(), sums.end(), 0.0);
-  }
-
   const Context& ctx_;
   const MethodOptions& options_;
   std::vector<double> importance_;
   std::vector<Sample> samples_;
 };
-
-std::vector<double> diagonal_of(const SiteStats& stats) {
-  const Curvature curvature = make_curvature(stats);
-  return {curvature.importance.begin(), curvature.importance.end()};
-}
-
-// What error feedback leaves of diag(H): the variance of each input given those that are rounded
-// after it, 1 / U_jj^2. The error of GPTQ is the sum of squared rounding errors weighted by these.
-std::vector<double> conditional_variances(
-    const Context& ctx, const SiteStats& stats, const MethodOptions& options) {
-  Curvature curvature = make_curvature(stats);
-  curvature.shrink(options.shrinkage.value_or(2.0));
-  const std::vector<std::int32_t> order =
-      column_order(ColumnOrder::kActivation, curvature.importance, stats.width);
-  const std::optional<Factor> factor = factorise(ctx, curvature, order, options.damping);
-  if (!factor) {
-    return diagonal_of(stats);
-  }
-  std::vector<double> variances(order.size());
-  for (std::size_t p = 0; p < order.size(); ++p) {
-    const double inverse = factor->inverse_diagonal[p];
-    variances[static_cast<std::size_t>(order[p])] = inverse * inverse;
-  }
-  return variances;
-}
 
 // Powers of the importance, alone and divided by the weights' own means, on a grid that is then
 // refined; the best in the judge's eyes, if it is worth it.
@@ -234,7 +165,7 @@ std::vector<double> root(std::vector<double> values) {
 // AWQ before plain rounding: the error is weighted by diag(H).
 ScalingResult find_awq(
     const Context& ctx, const ScalingProblem& problem, const MethodOptions& options) {
-  const std::vector<double> diagonal = diagonal_of(*problem.stats);
+  const std::vector<double> diagonal = input_variances(*problem.stats);
   return search_powers(ctx, problem, options, diagonal, root(diagonal));
 }
 
@@ -244,8 +175,8 @@ ScalingResult find_feedback_aware(
   std::vector<double> variances = conditional_variances(ctx, *problem.stats, options);
   const std::vector<double> by_variance = root(variances);
   ScalingResult first = search_powers(ctx, problem, options, variances, by_variance);
-  ScalingResult second =
-      search_powers(ctx, problem, options, std::move(variances), root(diagonal_of(*problem.stats)));
+  ScalingResult second = search_powers(
+      ctx, problem, options, std::move(variances), root(input_variances(*problem.stats)));
   return second.error_ratio < first.error_ratio ? second : first;
 }
 
