@@ -138,6 +138,75 @@ TEST_F(Formats, OtherFormsGoToTheContainerAndToDense) {
   EXPECT_EQ(run_quern({"verify", at("m.gguf"), "--engine", "llama.cpp"}).code, 0);
 }
 
+TEST_F(Formats, OneRunWritesSeveral) {
+  const Words also = {"--also", "compressed-tensors", "--also", "quern"};
+  ASSERT_EQ(quantize("gptq", also).code, 0);
+  for (const std::string other : {"compressed-tensors", "quern"}) {
+    SCOPED_TRACE(other);
+    const Json same = json_of({"compare", at("gptq"), at("gptq-" + other), "--weights-only"});
+    EXPECT_EQ(same["summary"]["equal_linears"], same["summary"]["linears"]);
+    EXPECT_EQ(same["b"]["format"], other);
+  }
+  EXPECT_EQ(quantize("gptq", also).code, 0);  // all there
+  fs::remove_all(at("gptq-quern"));
+  EXPECT_EQ(quantize("gptq", also).code, 0);  // what is missing is made
+  EXPECT_TRUE(fs::exists(at("gptq-quern") + "/config.json"));
+  refused(
+      3,
+      {"quantize", model_, "-o", at("x"), "--also", "gguf", "--method", "rtn"},
+      "grids of its own");
+  refused(
+      3,
+      {"quantize", model_, "-o", at("x"), "--also", "awq", "--method", "rtn", "--bits", "8"},
+      "4 bits");
+  EXPECT_FALSE(fs::exists(at("x")));
+}
+
+TEST_F(Formats, AnImportanceMatrixStandsForText) {
+  const std::string matrix = at("m.imatrix.gguf");
+  ASSERT_EQ(quantize("gptq", {"--samples", "8", "--imatrix-out", matrix}).code, 0);
+  EXPECT_TRUE(fs::exists(matrix));
+  const auto error = [&](const std::string& name, const Words& more) {
+    Words words = {"quantize", model_, "-o", at(name), "--format", "gguf:Q2_K", "--method", "rtn"};
+    words.insert(words.end(), more.begin(), more.end());
+    EXPECT_EQ(run_quern(words).code, 0);
+    return json_of({"compare", model_, at(name), "--windows", "4"})["end_to_end"]["kl_mean"]
+        .get<double>();
+  };
+  EXPECT_LT(error("with.gguf", {"--imatrix", matrix}), 0.8 * error("without.gguf", {}));
+  // GPTQ on a diagonal: no feedback, but weighted ranges and scales.
+  const Json made =
+      json_of({"quantize", model_, "-o", at("diagonal"), "--imatrix", matrix, "--bits", "3"});
+  EXPECT_EQ(made["calibration"]["samples"], 0);
+  EXPECT_EQ(made["linears"][0]["tokens"], 8 * 512);
+  refused(
+      2,
+      {"quantize", model_, "-o", at("x"), "--imatrix", matrix, "--recipe", "best"},
+      "is not enough");
+  refused(
+      2,
+      {"quantize", model_, "-o", at("x"), "--imatrix", matrix, "--linear-bpw", "3"},
+      "is not enough");
+  refused(
+      2,
+      {"quantize", test_model("tiny-qwen3"), "-o", at("x"), "--imatrix", matrix},
+      "another model");
+  refused(2, {"quantize", model_, "-o", at("x"), "--imatrix", model_ + "/config.json"}, "config");
+  refused(
+      2,
+      {"quantize",
+       model_,
+       "-o",
+       at("gptq"),
+       "--method",
+       "rtn",
+       "--samples",
+       "8",
+       "--imatrix-out",
+       at("other")},
+      "--no-resume");
+}
+
 TEST_F(Formats, Misuse) {
   refused(2, {"export", model_, "-o", at("x"), "--format", "gptq"}, "quern quantize");
   refused(2, {"export", model_, "-o", at("x")}, "--format");

@@ -3,6 +3,9 @@
 #include "base/file.h"
 #include "base/units.h"
 #include "cli/quantize_arguments.h"
+#include "format/checkpoint.h"
+#include "pipeline/difference.h"
+#include "pipeline/export.h"
 #include "report/report.h"
 
 #include <fmt/format.h>
@@ -48,6 +51,31 @@ void log_result(const Context& ctx, const Json& manifest, const QuantizeArgument
       "next: quern eval {} --reference {} --perplexity TEXT", arguments.output, arguments.model));
 }
 
+// Exports of the result; one that stands there from before is kept when it is equal.
+Json write_also(Session& session, const QuantizeOptions& options) {
+  const Context& ctx = session.context();
+  Json exports = Json::array();
+  for (const std::string& format : options.also) {
+    ExportOptions target;
+    target.model = options.output;
+    target.output = options.output.string() + "-" + format;
+    target.format = format;
+    target.force = options.force;
+    target.shard_bytes = options.shard_bytes;
+    target.command = options.command;
+    const bool there =
+        options.resume && !options.force &&
+        std::filesystem::exists(target.output / "quantization_manifest.json") &&
+        equal_checkpoints(ctx, *open_checkpoint(options.output), *open_checkpoint(target.output));
+    if (!there) {
+      (void)export_checkpoint(ctx, target);
+    }
+    ctx.log.info(fmt::format("{}: the same codes as {}", target.output.string(), format));
+    exports.push_back({{"output", target.output.string()}, {"format", format}});
+  }
+  return exports;
+}
+
 int run_quantize(Session& session, const Arguments& arguments) {
   const QuantizeOptions options = quantize_options(session, arguments);
   const Context& ctx = session.context();
@@ -68,6 +96,7 @@ int run_quantize(Session& session, const Arguments& arguments) {
     write_file(arguments.report, render_html_report({manifest, std::nullopt, std::nullopt}));
   }
   Json document = manifest;
+  document["also"] = write_also(session, options);
   document["output"] = arguments.output;
   document["source"] = arguments.model;
   session.print_json(document);

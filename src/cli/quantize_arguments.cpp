@@ -227,6 +227,8 @@ void add_quantize_options(CLI::App& app, QuantizeArguments& a) {
       ->group("What")
       ->excludes(symmetric);
   app.add_option("--format", a.format, output_format_names() + " (default: gptq)")->group("What");
+  app.add_option("--also", a.also, "the same codes in this format too, in OUT-FORMAT; repeatable")
+      ->group("What");
   add_budget_options(app, a);
   app.add_option(
          "--order",
@@ -277,6 +279,16 @@ void add_quantize_options(CLI::App& app, QuantizeArguments& a) {
          "FILE[:weight], repeatable: .txt, .jsonl (each also .gz, .zst), or .safetensors with "
          "input_ids (default: the bundled mix)")
       ->group("Calibration");
+  app.add_option(
+         "--imatrix",
+         a.imatrix,
+         "llama.cpp's importance matrix in place of calibration text: how large the inputs are")
+      ->excludes("--calibration")
+      ->group("Calibration");
+  app.add_option(
+         "--imatrix-out", a.imatrix_output, "write what calibration found as such a file (GGUF)")
+      ->excludes("--imatrix")
+      ->group("Calibration");
   app.add_option("--samples", a.samples, "sequences (default: 128; all of a .safetensors file)")
       ->check(CLI::Range(1, 1 << 24))
       ->group("Calibration");
@@ -317,10 +329,14 @@ QuantizeOptions quantize_options(const Session& session, const QuantizeArguments
   options.activation.bits = a.activation_bits.value_or(recipe.activation_bits);
   options.activation.dynamic = a.activation_scale == "dynamic";
   options.format = a.format;
+  options.also = a.also;
   if (!a.order.empty()) {
     options.method_options.order = parse_order(a.order);
   }
   options.method_options.range = a.range.empty() ? recipe.range : parse_range(a.range);
+  if (a.range.empty() && !a.imatrix.empty() && recipe.range == RangeSearch::kMinMax) {
+    options.method_options.range = RangeSearch::kWeighted;  // what else was it given for
+  }
   options.method_options.damping = a.damping;
   if (a.sweeps >= 0) {
     options.method_options.descent_sweeps = a.sweeps;
@@ -342,6 +358,15 @@ QuantizeOptions quantize_options(const Session& session, const QuantizeArguments
                                 : fixed_ids   ? std::numeric_limits<std::int32_t>::max()
                                               : 128;
   options.calibration.length = a.length;
+  options.imatrix = a.imatrix;
+  if (options.planning.budget.given() && !options.imatrix.empty()) {
+    throw UsageError(
+        "an importance matrix is not enough",
+        "--imatrix " + a.imatrix,
+        "planning for a budget takes gradients, and those take text",
+        "--calibration instead of --imatrix");
+  }
+  options.imatrix_output = a.imatrix_output;
   options.plan_file = a.plan;
   options.work_directory = a.work_directory;
   options.resume = a.resume;

@@ -25,6 +25,7 @@ struct QuantizeArguments {
   std::string order;
   std::string range;
   std::string format = "gptq";
+  std::vector<std::string> also;
   std::string plan;
   double bpw = 0;
   double linear_bpw = 0;
@@ -36,6 +37,8 @@ struct QuantizeArguments {
   bool fused_apart = false;
   bool no_check = false;
   std::vector<std::string> calibration;
+  std::string imatrix;
+  std::string imatrix_output;
   std::int64_t samples = 0;
   std::int64_t length = 512;
   double damping = 0.01;

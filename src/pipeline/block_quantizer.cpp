@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "base/process.h"
 #include "calib/statistics.h"
+#include "format/gguf_names.h"
 #include "plan/site_scaling.h"
 #include "quant/activation.h"
 #include "quant/clipping.h"
@@ -13,6 +14,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <optional>
 #include <span>
 #include <utility>
@@ -69,6 +71,50 @@ ReplacedTensor replaced(
     const TensorStore& source, const std::string& name, std::span<const float> values) {
   const TensorView& view = source.require(name, {static_cast<std::int64_t>(values.size())});
   return {name, view.dtype, view.shape, from_float(values, view.dtype)};
+}
+
+// Sums of squares at the inputs of a site; `columns` are the factors that its inputs were divided
+// by (empty: 1).
+std::vector<float> input_squares(const SiteStats& stats, std::span<const float> columns) {
+  const auto width = static_cast<std::size_t>(stats.width);
+  std::vector<float> sums(width);
+  for (std::size_t j = 0; j < width; ++j) {
+    const std::size_t jj = j * (width + 1);
+    const double sum =
+        stats.H[jj] * static_cast<double>(stats.rows) +
+        (stats.H_holdout.empty() ? 0.0
+                                 : stats.H_holdout[jj] * static_cast<double>(stats.holdout_rows));
+    const double factor = columns.empty() ? 1.0 : columns[j];
+    sums[j] = static_cast<float>(sum * factor * factor);
+  }
+  return sums;
+}
+
+// The diagonal of second moments out of an importance matrix; nothing when it lacks the linear.
+std::optional<SiteStats> diagonal_stats(const Imatrix& imatrix, const Linear& linear) {
+  const std::optional<std::string> name = gguf_tensor_name(linear.module + ".weight");
+  const auto entry = name ? imatrix.entries.find(*name) : imatrix.entries.end();
+  if (entry == imatrix.entries.end()) {
+    return std::nullopt;
+  }
+  const std::vector<float> importance = entry->second.importance();
+  const auto width = static_cast<std::size_t>(linear.in_features);
+  if (importance.size() != width) {
+    throw UsageError(
+        "an importance matrix of another model",
+        "--imatrix, " + *name,
+        fmt::format("expected {} columns, found {}", width, importance.size()),
+        "make one of this model with quern quantize --imatrix-out, or with llama.cpp");
+  }
+  SiteStats stats;
+  stats.width = linear.in_features;
+  constexpr float kMostRows = 1e15F;  // counts are floats of a file
+  stats.rows = std::llround(std::min(entry->second.counts.front(), kMostRows));
+  stats.H.resize(width * width);
+  for (std::size_t j = 0; j < width; ++j) {
+    stats.H[j * (width + 1)] = importance[j];
+  }
+  return stats;
 }
 
 Json transform_json(const Block& block, int site, const ScalingResult& found) {
@@ -545,6 +591,13 @@ QuantizedBlock BlockQuantizer::run(
     {
       SiteStats stats =
           gather(block, site, state, quantized, reference ? &*reference : nullptr, progress);
+      for (const int index : block.sites[static_cast<std::size_t>(site)].linears) {
+        const auto i = static_cast<std::size_t>(index);
+        done.inputs.push_back(
+            {block.linears[i].module,
+             input_squares(stats, factors_[i].columns),
+             stats.rows + stats.holdout_rows});
+      }
       if (transform_ != nullptr) {
         fold_into_norm(block, weights, site, stats, done);
       }
@@ -589,12 +642,19 @@ void BlockQuantizer::advance(
 }
 
 QuantizedBlock BlockQuantizer::run_data_free(
-    const Block& block, BlockWeights& weights, Progress& progress) {
+    const Block& block, BlockWeights& weights, const Imatrix* imatrix, Progress& progress) {
   progress.set_stage(fmt::format("layer {}/{}", block.index + 1, graph_.blocks.size()));
   QuantizedBlock done;
   factors_.assign(block.linears.size(), {});
   for (int site = 0; site < static_cast<int>(block.sites.size()); ++site) {
-    quantize_site(block, weights, site, nullptr, done, progress);
+    std::optional<SiteStats> stats;
+    if (imatrix != nullptr) {
+      for (const int index : block.sites[static_cast<std::size_t>(site)].linears) {
+        const Linear& linear = block.linears[static_cast<std::size_t>(index)];
+        stats = stats ? std::move(stats) : diagonal_stats(*imatrix, linear);
+      }
+    }
+    quantize_site(block, weights, site, stats ? &*stats : nullptr, done, progress);
   }
   return done;
 }

@@ -3,6 +3,7 @@
 
 #include "base/json.h"
 #include "calib/activation_store.h"
+#include "format/imatrix.h"
 #include "nn/block.h"
 #include "pipeline/progress.h"
 #include "plan/quant_plan.h"
@@ -35,9 +36,17 @@ struct ReplacedTensor {
   std::vector<std::byte> bytes;
 };
 
+// What calibration saw at the inputs of a linear, held-out rows included: an importance matrix.
+struct InputSquares {
+  std::string name;  // of the linear
+  std::vector<float> sums;  // [in] of squares over the rows, before any channel factors
+  std::int64_t rows = 0;
+};
+
 struct QuantizedBlock {
   std::vector<QuantizedLinear> linears;
   std::vector<ReplacedTensor> tensors;
+  std::vector<InputSquares> inputs;  // of all linears, one that keeps its floats included
   Json transforms = Json::array();  // one entry a site: name, rule, error_ratio
 };
 
@@ -101,9 +110,10 @@ class BlockQuantizer {
       CalibrationState& state,
       Progress& progress);
 
-  // Without activations: data-free methods only.
+  // Without activations: data-free methods, and with an importance matrix (null: none) what needs
+  // no more of the second moments than their diagonal.
   [[nodiscard]] QuantizedBlock run_data_free(
-      const Block& block, BlockWeights& weights, Progress& progress);
+      const Block& block, BlockWeights& weights, const Imatrix* imatrix, Progress& progress);
 
   [[nodiscard]] const PartTimes& times() const noexcept { return times_; }
 

@@ -222,6 +222,15 @@ CheckpointDifference compare_checkpoints(
   return result;
 }
 
+bool equal_checkpoints(const Context& ctx, const Checkpoint& a, const Checkpoint& b) {
+  const CheckpointDifference difference = compare_checkpoints(ctx, a, b);
+  return difference.tensors.empty() &&
+         std::all_of(
+             difference.linears.begin(), difference.linears.end(), [](const LinearDifference& l) {
+               return l.difference.finite && l.difference.largest == 0;
+             });
+}
+
 Json difference_json(const CheckpointDifference& difference) {
   Json linears = Json::array();
   std::int64_t equal = 0;

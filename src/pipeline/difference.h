@@ -48,6 +48,9 @@ struct CheckpointDifference {
 [[nodiscard]] CheckpointDifference compare_checkpoints(
     const Context& ctx, const Checkpoint& a, const Checkpoint& b);
 
+// Whether all matrices and vectors of two checkpoints stand for the same floats.
+[[nodiscard]] bool equal_checkpoints(const Context& ctx, const Checkpoint& a, const Checkpoint& b);
+
 // `linears`, `tensors` and `summary` of `quern compare`.
 [[nodiscard]] Json difference_json(const CheckpointDifference& difference);
 

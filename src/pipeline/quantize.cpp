@@ -6,6 +6,8 @@
 #include "base/process.h"
 #include "base/units.h"
 #include "format/checkpoint.h"
+#include "format/gguf_names.h"
+#include "format/imatrix.h"
 #include "format/safetensors.h"
 #include "format/side_files.h"
 #include "kernels/blas.h"
@@ -113,22 +115,53 @@ void keep_odd_shapes(
   }
 }
 
-// What the format does to numbers: what all linears share, or else what it does to any.
-StorageRules common_storage(const PreparedRun& run) {
+// What a format does to numbers: what all linears share, or else what it does to any.
+StorageRules common_storage(const PreparedRun& run, const OutputFormat& format) {
   const DType source = run.graph.config.dtype;
   std::optional<StorageRules> common;
   for (const PlannedLinear& linear : run.plan.linears) {
     if (linear.keep()) {
       continue;
     }
-    const StorageRules own =
-        run.format->storage(source, output_module(linear, *run.format, run.graph));
+    const StorageRules own = format.storage(source, output_module(linear, format, run.graph));
     if (common.value_or(own) != own) {
-      return run.format->storage(source, OutputModule());
+      return format.storage(source, OutputModule());
     }
     common = own;
   }
-  return common.value_or(run.format->storage(source, OutputModule()));
+  return common.value_or(format.storage(source, OutputModule()));
+}
+
+// Numbers that all of the formats hold. Every BF16 in the range of scales is an F16, and every F16
+// an F32.
+StorageRules joint_storage(const PreparedRun& run, const std::vector<std::string>& also) {
+  StorageRules joint = common_storage(run, *run.format);
+  for (const std::string& name : also) {
+    const StorageRules other = common_storage(run, find_output_format(name));
+    joint.minimum_zero_one = joint.minimum_zero_one || other.minimum_zero_one;
+    const bool narrower = joint.scale_dtype == DType::kF32 || other.scale_dtype == DType::kBF16;
+    joint.scale_dtype = narrower ? other.scale_dtype : joint.scale_dtype;
+  }
+  return joint;
+}
+
+// What is said before hours of work and not after.
+void check_other_formats(const PreparedRun& run, const std::vector<std::string>& also) {
+  for (const std::string& name : also) {
+    const OutputFormat& other = find_output_format(name);
+    if (run.format->is_gguf || other.is_gguf) {
+      throw UnsupportedError(
+          "GGUF has grids of its own",
+          "--also " + name,
+          "expected formats that share a grid: gptq, gptq_v2, awq, compressed-tensors, quern",
+          "a run of its own for GGUF");
+    }
+    for (const PlannedLinear& linear : run.plan.linears) {
+      if (!linear.keep()) {
+        other.check(output_module(linear, other, run.graph));
+      }
+    }
+  }
 }
 
 // Static scales of activations are known when every linear was rounded.
@@ -144,6 +177,14 @@ void settle_static_scales(const PartSource& parts, const ModelGraph& graph, Quan
           done.activation;
     }
   }
+}
+
+// Whether a linear takes more than how large its inputs are.
+bool needs_activations(
+    const QuantPlan& plan, const PlannedLinear& linear, const MethodOptions& options) {
+  const Method& method = *find_method(linear.method);
+  return linear.hot_rows > 0 || !plan.transform.empty() || options.mismatch_target ||
+         method.needs_reference || (linear.activation.active() && !linear.activation.dynamic);
 }
 
 // Whether a search needs to know which inputs are large.
@@ -174,6 +215,7 @@ Json options_json(const QuantizeOptions& options) {
       {"frequent_tokens", options.tables.frequent_tokens},
       {"head_bits", options.tables.head_bits},
       {"format", options.format},
+      {"also", options.also},
       {"shard_bytes", options.shard_bytes}};
 }
 
@@ -328,6 +370,7 @@ PartTimes quantize_blocks(
     const PreparedRun& run,
     const MethodOptions& method_options,
     const CalibrationSet& calibration,
+    const std::optional<Imatrix>& imatrix,
     const RunState& state) {
   BlockQuantizer quantizer(
       ctx,
@@ -378,9 +421,10 @@ PartTimes quantize_blocks(
         quantizer.advance(block, original, weights, *activations, progress);
       }
     } else {
-      const QuantizedBlock done = activations
-                                      ? quantizer.run(block, weights, *activations, progress)
-                                      : quantizer.run_data_free(block, weights, progress);
+      const QuantizedBlock done =
+          activations
+              ? quantizer.run(block, weights, *activations, progress)
+              : quantizer.run_data_free(block, weights, imatrix ? &*imatrix : nullptr, progress);
       state.save(block_part(block), done);
       const std::vector<QuantizedLinear>& linears = done.linears;
       for (const QuantizedLinear& linear : linears) {
@@ -521,15 +565,22 @@ PreparedRun prepare_quantize(const Context& ctx, const QuantizeOptions& options)
   run.graph = build_graph(run.source->config(), run.source->config_place());
   check_tensors(run.graph, *run.source);
   make_plan(ctx, options, run);
-  run.needs_calibration = !options.calibration.files.empty();
+  run.needs_calibration = !options.calibration.files.empty() || !options.imatrix_output.empty();
   for (const PlannedLinear& linear : run.plan.linears) {
     if (!linear.keep()) {
       run.format->check(output_module(linear, *run.format, run.graph));
+      const bool needs_text = needs_activations(run.plan, linear, options.method_options);
+      if (needs_text && !options.imatrix.empty()) {
+        throw UsageError(
+            "an importance matrix is not enough",
+            linear.name,
+            "channel factors, mismatch targets, static scales and tables of mixed rows need text",
+            "--calibration instead of --imatrix, or --method rtn, gptq");
+      }
+      const bool weighs = find_method(linear.method)->needs_statistics ||
+                          weighs_columns(linear.range.value_or(options.method_options.range));
       run.needs_calibration =
-          run.needs_calibration || linear.hot_rows > 0 || !run.plan.transform.empty() ||
-          options.method_options.mismatch_target || find_method(linear.method)->needs_statistics ||
-          weighs_columns(linear.range.value_or(options.method_options.range)) ||
-          (linear.activation.active() && !linear.activation.dynamic);
+          run.needs_calibration || needs_text || (weighs && options.imatrix.empty());
     }
   }
   if (std::all_of(run.plan.linears.begin(), run.plan.linears.end(), [](const auto& linear) {
@@ -541,6 +592,7 @@ PreparedRun prepare_quantize(const Context& ctx, const QuantizeOptions& options)
         "every linear is kept",
         "give at least one linear a method");
   }
+  check_other_formats(run, options.also);
   if (run.format->is_gguf) {
     run.gguf =
         plan_gguf_output(*run.source, run.graph, run.plan, model_name(run.source->directory()));
@@ -564,9 +616,9 @@ PreparedRun prepare_quantize(const Context& ctx, const QuantizeOptions& options)
       run.graph,
       run.plan,
       options.method_options,
-      extent.samples,
+      options.imatrix.empty() ? extent.samples : 0,
       extent.length,
-      run.needs_calibration);
+      run.needs_calibration || !options.imatrix.empty());
   return run;
 }
 
@@ -635,6 +687,38 @@ std::string describe_plan(const PreparedRun& run, const QuantizeOptions& options
   return text;
 }
 
+namespace {
+
+// As much of the calibration as an importance matrix tells, for the manifest and the fingerprint.
+CalibrationSet calibration_of(const Imatrix& imatrix, const fs::path& path) {
+  CalibrationSet set;
+  set.sha256 = sha256_of_file(path);
+  set.sources = imatrix.datasets;
+  set.sources.push_back(path.filename().string());
+  return set;
+}
+
+void write_imatrix_of(
+    const PartSource& parts,
+    const ModelGraph& graph,
+    const CalibrationSet& calibration,
+    const fs::path& path) {
+  Imatrix imatrix;
+  for (const std::string& part : all_parts(graph)) {
+    for (const InputSquares& inputs : parts(part).inputs) {
+      if (const auto name = gguf_tensor_name(inputs.name + ".weight")) {
+        imatrix.entries[*name] = {inputs.sums, {static_cast<float>(inputs.rows)}};
+      }
+    }
+  }
+  imatrix.datasets = calibration.sources;
+  imatrix.chunks = static_cast<std::int64_t>(calibration.sequences.size());
+  imatrix.chunk_size = static_cast<std::int64_t>(calibration.sequences.front().size());
+  write_imatrix(path, imatrix);
+}
+
+}  // namespace
+
 Json quantize(const Context& ctx, const QuantizeOptions& options) {
   const double started = steady_seconds();
   PreparedRun run = prepare_quantize(ctx, options);
@@ -653,8 +737,13 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
           estimate_run(ctx, run.graph, run.plan, options.method_options, sequences, length, true);
     }
   }
+  std::optional<Imatrix> imatrix;
+  if (!options.imatrix.empty()) {
+    imatrix = read_imatrix(options.imatrix);
+    calibration = calibration_of(*imatrix, options.imatrix);
+  }
   MethodOptions method_options = options.method_options;
-  method_options.storage = common_storage(run);
+  method_options.storage = joint_storage(run, options.also);
   // File names need not be UTF-8; JSON is.
   const std::string fingerprint_text = fingerprint_of(ctx, run, options, calibration)
                                            .dump(-1, ' ', false, Json::error_handler_t::replace);
@@ -665,6 +754,13 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
     auto manifest =
         options.resume ? finished_manifest(paths.output, fingerprint_hash) : std::optional<Json>();
     if (manifest) {
+      if (!options.imatrix_output.empty() && !fs::exists(options.imatrix_output)) {
+        throw UsageError(
+            "the run is finished, and what it knew of the inputs is gone",
+            "--imatrix-out " + options.imatrix_output.string(),
+            options.output.string() + " holds the finished result of this run already",
+            "--no-resume --force makes it again");
+      }
       ctx.log.info(
           fmt::format("{} holds the finished result of this run already", options.output.string()));
     } else {
@@ -692,7 +788,7 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
     ctx.log.info(fmt::format(
         "resuming: {} of {} blocks are done", state.blocks_saved(), run.graph.blocks.size()));
   }
-  const PartTimes times = quantize_blocks(ctx, run, method_options, calibration, state);
+  const PartTimes times = quantize_blocks(ctx, run, method_options, calibration, imatrix, state);
 
   const PartSource parts = [&](const std::string& part) {
     auto done = state.load(part, run.plan);
@@ -707,6 +803,9 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
     return std::move(*done);
   };
   settle_static_scales(parts, run.graph, run.plan);
+  if (!options.imatrix_output.empty()) {
+    write_imatrix_of(parts, run.graph, calibration, options.imatrix_output);
+  }
   const fs::path& staging = paths.staging;
   const Json meta = {
       {"options", options_json(options)},

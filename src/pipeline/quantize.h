@@ -41,9 +41,15 @@ struct QuantizeOptions {
   std::string transform;  // of quant/scaling.h; empty: none
   MethodOptions method_options;
   std::string format = "gptq";
+  // Formats that the caller exports the result to: scales and codes are chosen so that they hold
+  // it.
+  std::vector<std::string> also;
   std::filesystem::path plan_file;  // empty: planned by quern
   PlanningOptions planning;  // without a budget every linear alike
   CalibrationOptions calibration;
+  std::filesystem::path imatrix;  // instead of calibration: how large the inputs are
+  std::filesystem::path
+      imatrix_output;  // where to put what calibration found of it; empty: nowhere
   std::filesystem::path work_directory;  // empty: beside the output
   bool resume = true;
   bool force = false;  // moves what stands at `output` aside

@@ -20,6 +20,7 @@ constexpr const char* kStateName = "state.json";
 constexpr const char* kPartialStateName = ".state.json.partial";
 constexpr const char* kLayersName = "layers";
 constexpr const char* kPartExtension = ".safetensors";
+const std::string kInputsPrefix = "inputs of ";
 
 // The directory is emptied at the end: it must not be one that people keep other things in.
 void refuse_strangers(const std::filesystem::path& directory) {
@@ -211,8 +212,18 @@ void RunState::save(const std::string& part_name, const QuantizedBlock& done) co
     parts.push_back({tensor.name, tensor.dtype, tensor.shape, tensor.bytes});
     replaced.push_back(tensor.name);
   }
+  Json inputs = Json::object();
+  for (const InputSquares& squares : done.inputs) {
+    const auto width = static_cast<std::int64_t>(squares.sums.size());
+    MatrixPart part{
+        kInputsPrefix + squares.name, DType::kF32, {width}, from_float(squares.sums, DType::kF32)};
+    declarations.push_back({part.name, part.dtype, part.shape});
+    parts.push_back(std::move(part));
+    inputs[squares.name] = squares.rows;
+  }
   const Json document = {
       {"linears", std::move(reports)},
+      {"inputs", std::move(inputs)},
       {"replaced", std::move(replaced)},
       {"transforms", done.transforms}};
   SafetensorsOptions options;
@@ -251,6 +262,14 @@ std::optional<QuantizedBlock> RunState::load(
            view->dtype,
            view->shape,
            {view->bytes.begin(), view->bytes.end()}});
+    }
+    const JsonReader inputs = top.get_object("inputs");
+    for (const auto& [name, rows] : inputs.json().items()) {
+      const TensorView* view = store->find(kInputsPrefix + name);
+      if (view == nullptr || view->dtype != DType::kF32) {
+        return std::nullopt;
+      }
+      done.inputs.push_back({name, to_float(*view), inputs.get_int(name)});
     }
     for (const Json& entry : top.get_array("linears")) {
       const JsonReader reader(entry, path.string());
