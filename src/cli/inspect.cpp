@@ -3,84 +3,15 @@
 #include "cli/verb.h"
 #include "format/checkpoint.h"
 #include "model/graph.h"
-#include "nn/weights.h"
+#include "pipeline/hazards.h"
 #include "pipeline/manifest.h"
 
 #include <fmt/format.h>
 
-#include <algorithm>
-#include <cmath>
 #include <memory>
 
 namespace quern {
 namespace {
-
-Json hazard(const char* id, const char* severity, Json facts, const std::string& advice) {
-  return {{"id", id}, {"severity", severity}, {"facts", std::move(facts)}, {"advice", advice}};
-}
-
-double largest_of(const TensorView& view) {
-  double largest = 0;
-  for (const float value : to_float(view)) {
-    largest = std::max(largest, std::fabs(static_cast<double>(value)));
-  }
-  return largest;
-}
-
-// Bytes of the tensors MODULE.*, quantized or not.
-std::uint64_t module_bytes(const TensorStore& store, const std::string& module) {
-  std::uint64_t total = 0;
-  for (const auto& [name, view] : store.tensors()) {
-    if (name.starts_with(module + ".")) {
-      total += view.bytes.size();
-    }
-  }
-  return total;
-}
-
-// What makes this model hard to quantize, from configuration and tensors alone.
-Json hazards(const ModelGraph& graph, const Checkpoint& checkpoint, std::uint64_t total_bytes) {
-  const TensorStore& store = checkpoint.tensors();
-  const ModelConfig& config = graph.config;
-  Json found = Json::array();
-  const std::uint64_t embedding_bytes = module_bytes(store, graph.embedding.module);
-  const double share = static_cast<double>(embedding_bytes) / static_cast<double>(total_bytes);
-  found.push_back(hazard(
-      "vocabulary",
-      share > 0.15 ? "high" : "low",
-      {{"vocab_size", config.vocab_size},
-       {"embedding_bytes", embedding_bytes},
-       {"share_of_file", share}},
-      "embedding and head stay in 16 bits; compare sizes by the whole file"));
-  Json biases = Json::array();
-  double largest_bias = 0;
-  for (const Block& block : graph.blocks) {
-    for (const Linear& linear : block.linears) {
-      if (linear.has_bias) {
-        largest_bias = std::max(
-            largest_bias,
-            largest_of(store.require(linear.module + ".bias", {linear.out_features})));
-        biases.push_back(linear.module);
-      }
-    }
-  }
-  if (!biases.empty()) {
-    found.push_back(hazard(
-        "qkv_bias",
-        largest_bias > 10 ? "high" : "medium",
-        {{"linears", biases.size()}, {"largest", largest_bias}},
-        "biases are kept in the source's type and are part of every layer output"));
-  }
-  if (graph.head_tied) {
-    const bool duplicate = store.find("lm_head.weight") != nullptr;
-    found.push_back(hazard(
-        "tied_embeddings",
-        "medium",
-        {{"tensor", graph.embedding.weight()}, {"duplicate_head_in_file", duplicate}},
-        "one table serves two purposes: the stricter of two demands decides its width"));
-  }
-  return found;
-}
 
 int run_inspect(Session& session, const std::string& model_text) {
   const auto checkpoint = open_checkpoint(resolve_model(model_text));
@@ -98,7 +29,7 @@ int run_inspect(Session& session, const std::string& model_text) {
          {"experts", 0},
          {"sliding_window", block.sliding_window}});
   }
-  Json risks = hazards(graph, *checkpoint, bytes);
+  Json risks = model_hazards(*checkpoint, graph);
   std::string text = fmt::format(
       "architecture  {} ({})\nparameters    {:.2f} M in {} tensors, {}\nlayers        {}: hidden "
       "{}, {} heads of {} on {} kv heads, mlp {}\nvocabulary    {}{}\nstored as     {}\n\n",

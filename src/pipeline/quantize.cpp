@@ -15,6 +15,7 @@
 #include "nn/decoder.h"
 #include "pipeline/calibration_input.h"
 #include "pipeline/gguf_output.h"
+#include "pipeline/hazards.h"
 #include "pipeline/manifest.h"
 #include "pipeline/output.h"
 #include "pipeline/planner.h"
@@ -857,6 +858,7 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
       {"linears", std::move(linears)},
       {"transforms", std::move(transforms)},
       {"kept", kept_json(run)},
+      {"hazards", run_hazards(*run.source, run.graph, run.plan)},
       {"census", census_json(census)},
       {"files", output_files},
       {"side_files", side_files_json(side_files)},

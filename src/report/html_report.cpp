@@ -120,6 +120,7 @@ std::string render_html_report(const ReportData& data) {
   html.line();
   write_comparison_section(html, data);
   write_error_section(html, data);
+  write_hazard_section(html, data);
   write_storage_section(html, data);
   write_quality_section(html, data);
   write_recipe_section(html, data);

@@ -224,6 +224,39 @@ void write_storage_table(HtmlWriter& html, const std::vector<StorageShare>& shar
   html.close();
 }
 
+// "vocab_size 151936, share_of_file 0.31"
+std::string facts_text(const Json& facts) {
+  std::string text;
+  for (const auto& [key, value] : facts.items()) {
+    text += (text.empty() ? "" : ", ") + key + " " + plain_value(value);
+  }
+  return text;
+}
+
+// Thresholds and errors of the linears for which ways to find ranges were compared.
+std::vector<std::vector<std::string>> range_rows(const Json& manifest) {
+  std::vector<std::vector<std::string>> rows;
+  for (const Json& linear : find_list(manifest, {"linears"})) {
+    const auto minmax = find_number(linear, {"range_errors", "minmax"});
+    if (!minmax) {
+      continue;
+    }
+    const auto weighted = find_number(linear, {"range_errors", "weighted"});
+    const auto output = find_number(linear, {"range_errors", "output"});
+    std::optional<double> best = weighted;
+    best = output && (!best || *output < *best) ? output : best;
+    rows.push_back(
+        {find_text(linear, {"name"}),
+         number_or_nothing(find_number(linear, {"clip_threshold"})),
+         number_or_nothing(minmax),
+         number_or_nothing(find_number(linear, {"range_errors", "power-2.4"})),
+         number_or_nothing(weighted),
+         number_or_nothing(output),
+         best && *minmax > 0 ? fmt::format("{:.1f} %", 100 * (1 - *best / *minmax)) : kNothing});
+  }
+  return rows;
+}
+
 const Json* original_of(const ReportData& data) {
   return data.original_eval ? &*data.original_eval : nullptr;
 }
@@ -469,6 +502,45 @@ void write_error_section(HtmlWriter& html, const ReportData& data) {
   }
   write_worst(html, linears);
   write_fallbacks(html, linears);
+  html.close();
+}
+
+void write_hazard_section(HtmlWriter& html, const ReportData& data) {
+  std::vector<std::vector<std::string>> rows;
+  for (const Json& each : find_list(data.manifest, {"hazards"})) {
+    const Json* facts = find_json(each, {"facts"});
+    rows.push_back(
+        {find_text(each, {"id"}),
+         find_text(each, {"severity"}),
+         facts == nullptr ? kNothing : facts_text(*facts),
+         text_or_nothing(find_text(each, {"handled"}))});
+  }
+  const std::vector<std::vector<std::string>> ranges = range_rows(data.manifest);
+  if (rows.empty() && ranges.empty()) {
+    return;
+  }
+  open_section(html, "Hazards of the model");
+  if (!rows.empty()) {
+    write_table(html, {{"hazard"}, {"severity"}, {"facts"}, {"handled"}}, rows);
+  }
+  if (!ranges.empty()) {
+    html.element("h3", "Ranges of down_proj");
+    html.element(
+        "p",
+        "The mean of scale over min-max scale, and the relative error that plain rounding has with "
+        "each way to find ranges; gain is that of the way used over min-max.",
+        {{"class", "note"}});
+    write_table(
+        html,
+        {{"linear"},
+         {"threshold", true},
+         {"min-max", true},
+         {"MSE", true},
+         {"weighted", true},
+         {"output", true},
+         {"gain", true}},
+        ranges);
+  }
   html.close();
 }
 

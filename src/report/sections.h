@@ -11,6 +11,8 @@ void write_header_section(HtmlWriter& html, const ReportData& data);
 void write_comparison_section(HtmlWriter& html, const ReportData& data);
 void write_error_section(
     HtmlWriter& html, const ReportData& data);  // map, ratios, worst, fallbacks
+// What makes the model hard to quantize, what was done about it, ranges of down_proj by layer.
+void write_hazard_section(HtmlWriter& html, const ReportData& data);
 void write_storage_section(HtmlWriter& html, const ReportData& data);  // bar, kept, census
 void write_quality_section(HtmlWriter& html, const ReportData& data);
 void write_recipe_section(HtmlWriter& html, const ReportData& data);
