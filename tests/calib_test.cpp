@@ -336,7 +336,9 @@ TEST(ActivationStore, FileAndMemoryHoldTheSame) {
       Matrix values(expected.size() + 1, -7.0F);  // one more: nothing is written behind
       store->read(i, values.data());
       EXPECT_EQ(values.back(), -7.0F);
-      EXPECT_EQ(std::memcmp(values.data(), expected.data(), expected.size() * sizeof(float)), 0);
+      EXPECT_TRUE(
+          expected.empty() ||
+          std::memcmp(values.data(), expected.data(), expected.size() * sizeof(float)) == 0);
     }
   }
 }

@@ -13,12 +13,12 @@ namespace {
 
 namespace fs = std::filesystem;
 
+using testing::bundled_model;
 using testing::error_of;
 using testing::ForgedFile;
 using testing::run_quern;
 using testing::RunResult;
 using testing::ScratchDirectory;
-using testing::test_model;
 
 using Words = std::vector<std::string>;
 
@@ -52,7 +52,7 @@ class CommandLine : public ::testing::Test {
   }
 
   ScratchDirectory scratch_;
-  std::string model_ = test_model("tiny-qwen2.5");
+  std::string model_ = bundled_model("tiny-qwen2.5");
 };
 
 TEST_F(CommandLine, VerbsAndOptions) {

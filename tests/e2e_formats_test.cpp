@@ -13,11 +13,11 @@ namespace {
 
 namespace fs = std::filesystem;
 
+using testing::bundled_model;
 using testing::error_of;
 using testing::run_quern;
 using testing::RunResult;
 using testing::ScratchDirectory;
-using testing::test_model;
 
 using Words = std::vector<std::string>;
 
@@ -44,7 +44,7 @@ class Formats : public ::testing::Test {
   }
 
   ScratchDirectory scratch_;
-  std::string model_ = test_model("tiny-qwen2.5");
+  std::string model_ = bundled_model("tiny-qwen2.5");
 };
 
 TEST_F(Formats, EveryFormatIsWrittenVerifiedAndComparesEqualAfterExport) {
@@ -189,7 +189,7 @@ TEST_F(Formats, AnImportanceMatrixStandsForText) {
       "is not enough");
   refused(
       2,
-      {"quantize", test_model("tiny-qwen3"), "-o", at("x"), "--imatrix", matrix},
+      {"quantize", bundled_model("tiny-qwen3"), "-o", at("x"), "--imatrix", matrix},
       "another model");
   refused(2, {"quantize", model_, "-o", at("x"), "--imatrix", model_ + "/config.json"}, "config");
   refused(
@@ -212,7 +212,7 @@ TEST_F(Formats, Misuse) {
   refused(2, {"export", model_, "-o", at("x")}, "--format");
   refused(2, {"compare", model_}, "B");
   refused(2, {"compare", model_, model_, "--windows", "-1"}, "--windows");
-  refused(2, {"compare", model_, test_model("tiny-qwen3"), "--weights-only"}, "same model");
+  refused(2, {"compare", model_, bundled_model("tiny-qwen3"), "--weights-only"}, "same model");
   refused(2, {"verify", model_, "--engine", "ollama"}, "vllm");
   refused(3, {"quantize", model_, "-o", at("x"), "--bits", "5"}, "compressed-tensors");
   refused(3, {"quantize", model_, "-o", at("x"), "--format", "awq", "--bits", "8"}, "4 bits");

@@ -19,6 +19,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
+using testing::bundled_model;
 using testing::error_of;
 using testing::run_quern;
 using testing::RunningModel;
@@ -26,10 +27,6 @@ using testing::RunResult;
 using testing::ScratchDirectory;
 
 using Words = std::vector<std::string>;
-
-std::string bundled(const std::string& name) {
-  return testing::test_model("models/" + name).string();
-}
 
 class Hazards : public ::testing::Test {
  protected:
@@ -44,20 +41,21 @@ class Hazards : public ::testing::Test {
   }
   [[nodiscard]] Json quantize(
       const std::string& model, const std::string& name, const Words& more) const {
-    Words words = {"quantize", bundled(model), "-o", at(name)};
+    Words words = {"quantize", bundled_model(model), "-o", at(name)};
     words.insert(words.end(), more.begin(), more.end());
     return json_of(words);
   }
   [[nodiscard]] double divergence(const std::string& model, const std::string& name) const {
-    return json_of({"compare", bundled(model), at(name), "--windows", "4"})["end_to_end"]["kl_mean"]
-        .get<double>();
+    return json_of({"compare", bundled_model(model), at(name), "--windows", "4"})["end_to_end"]
+                                                                                 ["kl_mean"]
+                                                                                     .get<double>();
   }
   // A plan in which the embedding table is all that is rounded.
   [[nodiscard]] std::string table_only(
       const std::string& model, const std::string& embedding_bits) const {
     Json plan = json_of(
         {"plan",
-         bundled(model),
+         bundled_model(model),
          "--method",
          "rtn",
          "--format",
@@ -103,7 +101,8 @@ TEST_F(Hazards, BiasesThatAreLost) {
   write_file(at("zeroed") + "/model.safetensors", zeroed);
   EXPECT_GT(divergence("tiny-qwen2.5", "zeroed"), 100 * intact);
   // …which the census and the hashes find.
-  EXPECT_EQ(run_quern({"verify", at("zeroed"), "--against", bundled("tiny-qwen2.5")}).code, 1);
+  EXPECT_EQ(
+      run_quern({"verify", at("zeroed"), "--against", bundled_model("tiny-qwen2.5")}).code, 1);
 
   // Without the tensors it does not open.
   std::string dropped = file;
@@ -112,8 +111,8 @@ TEST_F(Hazards, BiasesThatAreLost) {
   dropped.replace(place, 30, "layers.1.self_attn.q_proj.bi_s");
   fs::copy(at("whole"), at("dropped"));
   write_file(at("dropped") + "/model.safetensors", dropped);
-  const RunResult result =
-      run_quern({"eval", at("dropped"), "--perplexity", bundled("tiny-qwen2.5") + "/config.json"});
+  const RunResult result = run_quern(
+      {"eval", at("dropped"), "--perplexity", bundled_model("tiny-qwen2.5") + "/config.json"});
   EXPECT_EQ(result.code, 2) << result.err;
   EXPECT_NE(error_of(result).find("q_proj.bias"), std::string::npos) << result.err;
 }
@@ -187,8 +186,8 @@ TEST_F(Hazards, TheTailOfTheVocabulary) {
     }
     const std::string text = read_file(testing::test_model("text/udhr.txt"));
     const std::vector<std::int32_t> ids =
-        load_tokenizer(bundled(model)).encode(text, EncodeOptions());
-    RunningModel original(bundled(model));
+        load_tokenizer(bundled_model(model)).encode(text, EncodeOptions());
+    RunningModel original(bundled_model(model));
     const auto lost = [&](const std::string& bits) {
       RunningModel other(at(model + bits));
       return divergence_after(original, other, ids, tail);
@@ -204,8 +203,8 @@ TEST_F(Hazards, TheTailOfTheVocabulary) {
         fs::file_size(at(model + "mixed:1000") + "/model.safetensors"),
         fs::file_size(at(model + "8") + "/model.safetensors"));
   }
-  const RunResult refused =
-      run_quern({"plan", bundled("tiny-llama3"), "--embedding-bits", "3", "--format", "quern"});
+  const RunResult refused = run_quern(
+      {"plan", bundled_model("tiny-llama3"), "--embedding-bits", "3", "--format", "quern"});
   EXPECT_EQ(refused.code, 2);
   EXPECT_NE(refused.err.find("--force"), std::string::npos);
 }
@@ -242,7 +241,7 @@ TEST_F(Hazards, RangesOfDownProjections) {
 
 TEST_F(Hazards, ATableThatServesTwoEnds) {
   const auto table = [&](const Words& more) {
-    Words words = {"plan", bundled("tiny-qwen2.5"), "--method", "rtn", "--format", "quern"};
+    Words words = {"plan", bundled_model("tiny-qwen2.5"), "--method", "rtn", "--format", "quern"};
     words.insert(words.end(), more.begin(), more.end());
     return json_of(words)["linears"].back();
   };
@@ -254,7 +253,7 @@ TEST_F(Hazards, ATableThatServesTwoEnds) {
 }
 
 TEST_F(Hazards, AreShown) {
-  const Json seen = json_of({"inspect", bundled("tiny-qwen2.5")});
+  const Json seen = json_of({"inspect", bundled_model("tiny-qwen2.5")});
   std::vector<std::string> ids;
   for (const Json& hazard : seen["hazards"]) {
     ids.push_back(hazard["id"]);

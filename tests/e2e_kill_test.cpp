@@ -53,7 +53,7 @@ class Killed : public ::testing::Test {
   ScratchDirectory scratch_;
   Words words_ = {
       "quantize",
-      testing::test_model("tiny-llama3"),
+      testing::bundled_model("tiny-llama3"),
       "-o",
       "out",
       "--calibration",
@@ -119,7 +119,7 @@ TEST_F(Killed, AnInterruptSaysHowToGoOn) {
 
 TEST_F(Killed, ATruncatedModelIsAnErrorAndNoCrash) {
   place("cut");
-  fs::copy(testing::test_model("tiny-llama3"), root("model"), fs::copy_options::recursive);
+  fs::copy(testing::bundled_model("tiny-llama3"), root("model"), fs::copy_options::recursive);
   Words words = words_;
   words[1] = "../model";
   Child child(words, root("cut"));

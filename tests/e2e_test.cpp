@@ -14,12 +14,12 @@ namespace {
 
 namespace fs = std::filesystem;
 
+using testing::bundled_model;
 using testing::calibration_ids;
 using testing::error_of;
 using testing::run_quern;
 using testing::RunResult;
 using testing::ScratchDirectory;
-using testing::test_model;
 
 using Words = std::vector<std::string>;
 
@@ -61,7 +61,7 @@ class EndToEnd : public ::testing::Test {
   }
 
   ScratchDirectory scratch_;
-  std::string model_ = test_model("tiny-qwen2.5");
+  std::string model_ = bundled_model("tiny-qwen2.5");
 };
 
 void expect_keys(const Json& object, const Words& keys) {

@@ -146,12 +146,12 @@ inline std::string error_of(const RunResult& result) {
   return good ? lines[n - 3] + "\n" + lines[n - 2] + "\n" + lines[n - 1] + "\n" : "";
 }
 
-inline std::string test_model(const std::string& name) {
+inline std::string bundled_model(const std::string& name) {
   return std::string(QUERN_TESTDATA) + "/models/" + name;
 }
 
 inline std::string calibration_ids() {
-  return test_model("calibration-128x512.safetensors");
+  return bundled_model("calibration-128x512.safetensors");
 }
 
 // A safetensors file with `input_ids` of these rows.
