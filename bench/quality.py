@@ -1,79 +1,89 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Quality of quern's GPTQ against its own plain RTN and against other quantizers.
+"""Every method at every width it has, on every model given, beside other tools' figures.
 
-Every model directory given is quantized at each width with quern's defaults and with plain RTN, and
-both are compared with the original: mean KL divergence over the first windows of a text. Other
-tools' figures on the same model, text and calibration tokens come from MODEL/golden/peers.json (or
---peers DIR, one NAME.json a model).
+Prints a Markdown table: bits per linear weight (true bytes, scales and zero points counted), bits
+per weight of the whole file, perplexity, mean KL divergence from the original with its standard
+error, top-1 agreement. Other tools' rows of the same bits and group come from
+MODEL/golden/peers.json (same text, windows and calibration tokens).
 
     bench/quality.py --quern build/release/quern --text wiki.test.raw \\
         --calibration calibration-128x512.safetensors models/tiny-qwen3 models/tiny-llama3
 
-Prints a Markdown table; exits 1 when a peer's GPTQ at the same width and group is better.
+`--methods gptq best --bits 4` does a part. Exits 1 when a claim fails: `gptq` has a lower KL than
+every peer's GPTQ, `awq` than every AWQ, `smoothquant` than every SmoothQuant, and `best` than every
+row, at the same bits and group.
 """
 
-import argparse
-import json
-import pathlib
-import subprocess
 import sys
-import tempfile
+
+from measuring import Bench, arguments_of, peers_of
+
+GROUP = 128
+WIDTHS = (2, 3, 4, 5, 6, 7, 8)
+
+# name: options, widths, and which peers it claims to beat.
+METHODS = {
+    "rtn": (["--method", "rtn", "--symmetric"], WIDTHS, None),
+    "gptq": (["--method", "gptq", "--symmetric"], WIDTHS, "gptq"),
+    "gptaq": (["--method", "gptaq", "--symmetric"], WIDTHS, None),
+    "awq": (["--method", "awq", "--asymmetric"], WIDTHS, "awq"),
+    "smoothquant": (["--method", "smoothquant"], (4, 8), "smoothquant"),
+    "billm": (["--method", "billm"], (1,), "billm"),
+    "best": (["--recipe", "best", "--symmetric"], WIDTHS, ""),
+    "best-asym": (["--recipe", "best", "--asymmetric"], (2, 3, 4), ""),
+}
 
 
-def run(command: list[str]) -> dict:
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    if done.returncode != 0:
-        sys.exit(f"{' '.join(command)}\n{done.stderr}")
-    return json.loads(done.stdout)
+def options_of(name: str, bits: int) -> list[str]:
+    options = [*METHODS[name][0], "--bits", str(bits)]
+    if name == "smoothquant":
+        return [*options, "--format", "compressed-tensors"]
+    if name == "billm":
+        return [*options, "--format", "quern"]
+    options += ["--group-size", str(GROUP)]
+    if bits in (5, 6, 7):
+        return [*options, "--format", "compressed-tensors"]
+    if name == "awq" and bits == 4:
+        return [*options, "--format", "awq"]
+    return [*options, "--format", "gptq_v2" if "--asymmetric" in options else "gptq"]
 
 
-def peers_of(model: pathlib.Path, folder: pathlib.Path | None) -> list[dict]:
-    path = folder / f"{model.name}.json" if folder else model / "golden" / "peers.json"
-    return json.loads(path.read_text())["rows"] if path.exists() else []
+def rivals(name: str, bits: int, peers: list[dict]) -> list[dict]:
+    """Peers of the same kind, bits and group."""
+    kind = METHODS[name][2]
+    if kind is None:
+        return []
+    group = None if name == "smoothquant" else GROUP
+    return [row for row in peers
+            if row["bits"] == bits and (group is None or row["group_size"] == group)
+            and kind in f"{row['id']} {row['method']}".lower()]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", type=pathlib.Path)
-    parser.add_argument("--quern", default="build/release/quern")
-    parser.add_argument("--text", required=True)
-    parser.add_argument("--calibration", required=True)
-    parser.add_argument("--peers", type=pathlib.Path)
-    parser.add_argument("--bits", type=int, nargs="+", default=[4, 3, 2])
-    parser.add_argument("--group-size", type=int, default=128)
-    parser.add_argument("--windows", type=int, default=40)
-    parser.add_argument("--methods", nargs="+", default=["rtn", "gptq"])
-    arguments, extra = parser.parse_known_args()
-    extra = [word for word in extra if word != "--"]
+    parser = arguments_of(__doc__)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--bits", type=int, nargs="+", default=[1, *WIDTHS])
+    arguments = parser.parse_args()
+    bench = Bench(arguments)
 
-    print("| model | bits | tool | setting | bits per linear weight | mean KL | top-1 | CPU s |")
-    print("| --- | ---: | --- | --- | ---: | ---: | ---: | ---: |")
+    print("| model | setting | bits per linear weight | of the file | perplexity | mean KL | top-1 | CPU s | best peer | ratio |")
+    print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: |")
     beaten = True
     for model in arguments.models:
-        for bits in arguments.bits:
-            best_peer = None
-            for row in peers_of(model, arguments.peers):
-                if row["bits"] == bits and row["group_size"] == arguments.group_size and "gptq" in row["method"].lower():
-                    best_peer = min(best_peer or row["kl_mean"], row["kl_mean"])
-                    print(f"| {model.name} | {bits} | {row['tool']} | {row['id']} | {row['bits_per_weight']:.3f} |"
-                          f" {row['kl_mean']:.5f} | {100 * row['top1_agree']:.2f} % | {row['cpu_seconds']} |", flush=True)
-            for method in arguments.methods:
-                with tempfile.TemporaryDirectory() as folder:
-                    out = f"{folder}/out"
-                    made = run([arguments.quern, "quantize", str(model), "-o", out, "--method", method, "--bits", str(bits),
-                                "--group-size", str(arguments.group_size), "--symmetric", "--format", "gptq",
-                                "--calibration", arguments.calibration, "--json", "--quiet", *extra])
-                    result = run([arguments.quern, "eval", out, "--reference", str(model), "--perplexity", arguments.text,
-                                  "--windows", str(arguments.windows), "--json", "--quiet"])
-                divergence = next(iter(result["divergence"].values()))
-                weights = sum(row["shape"][0] * row["shape"][1] for row in made["linears"])
-                stored = 8 * (made["bytes"] - sum(row["bytes"] for row in made["kept"])) / weights
-                print(f"| {model.name} | {bits} | quern | {method} | {stored:.3f} | {divergence['kl_mean']:.5f} |"
-                      f" {100 * divergence['top1_agreement']:.2f} % | {made['cpu_seconds']:.1f} |", flush=True)
-                if method == "gptq" and best_peer is not None:
-                    print(f"| | | | **ratio to the best peer's GPTQ** | | **{divergence['kl_mean'] / best_peer:.3f}** | | |", flush=True)
-                    beaten = beaten and divergence["kl_mean"] < best_peer
+        peers = peers_of(model, arguments.peers)
+        for name in arguments.methods:
+            for bits in (bits for bits in METHODS[name][1] if bits in arguments.bits):
+                found = bench.measure(model, options_of(name, bits))
+                against = min(rivals(name, bits, peers), key=lambda row: row["kl_mean"], default=None)
+                verdict = " | "
+                if against is not None:
+                    ratio = found["kl"] / against["kl_mean"]
+                    beaten = beaten and ratio < 1
+                    verdict = f"{against['id']} {against['kl_mean']:.5f} | {ratio:.3f}"
+                print(f"| {model.name} | {name} {bits} | {found['bits']:.3f} | {found['model_bits']:.3f} | {found['ppl']:.3f} |"
+                      f" {found['kl']:.5f} ± {found['kl_stderr']:.5f} | {100 * found['top1']:.2f} % |"
+                      f" {found['cpu_seconds']:.0f} | {verdict} |", flush=True)
     sys.exit(0 if beaten else 1)
 
 

@@ -191,7 +191,7 @@ TEST_F(Formats, AnImportanceMatrixStandsForText) {
       2,
       {"quantize", bundled_model("tiny-qwen3"), "-o", at("x"), "--imatrix", matrix},
       "another model");
-  refused(2, {"quantize", model_, "-o", at("x"), "--imatrix", model_ + "/config.json"}, "config");
+  refused(3, {"quantize", model_, "-o", at("x"), "--imatrix", model_ + "/config.json"}, "config");
   refused(
       2,
       {"quantize",

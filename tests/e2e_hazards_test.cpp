@@ -6,6 +6,7 @@
 #include "scratch.h"
 #include "tokenizer/tokenizer.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -68,6 +69,8 @@ class Hazards : public ::testing::Test {
     for (Json& linear : plan["linears"]) {
       if (linear["role"] != "embedding") {
         linear["method"] = "keep";
+      } else if (embedding_bits == "3") {
+        linear["bits"] = 3;  // below the floor of a table that is tied
       }
     }
     write_file(at("plan.json"), plan.dump());
@@ -99,7 +102,7 @@ TEST_F(Hazards, BiasesThatAreLost) {
   EXPECT_EQ(biases, 12);
   fs::copy(at("whole"), at("zeroed"));
   write_file(at("zeroed") + "/model.safetensors", zeroed);
-  EXPECT_GT(divergence("tiny-qwen2.5", "zeroed"), 100 * intact);
+  EXPECT_GT(divergence("tiny-qwen2.5", "zeroed"), 20 * intact);
   // …which the census and the hashes find.
   EXPECT_EQ(
       run_quern({"verify", at("zeroed"), "--against", bundled_model("tiny-qwen2.5")}).code, 1);
@@ -113,7 +116,7 @@ TEST_F(Hazards, BiasesThatAreLost) {
   write_file(at("dropped") + "/model.safetensors", dropped);
   const RunResult result = run_quern(
       {"eval", at("dropped"), "--perplexity", bundled_model("tiny-qwen2.5") + "/config.json"});
-  EXPECT_EQ(result.code, 2) << result.err;
+  EXPECT_EQ(result.code, 3) << result.err;
   EXPECT_NE(error_of(result).find("q_proj.bias"), std::string::npos) << result.err;
 }
 
@@ -140,11 +143,12 @@ double divergence_after(
     RunningModel& other,
     const std::vector<std::int32_t>& ids,
     const std::vector<bool>& tail) {
-  constexpr std::size_t kWindow = 256;
+  constexpr std::size_t kWindow = 128;
+  constexpr std::size_t kStep = 8 * kWindow;  // some of every script
   const auto vocab = static_cast<std::size_t>(original.config().vocab_size);
   double sum = 0;
   int count = 0;
-  for (std::size_t begin = 0; begin + kWindow <= ids.size(); begin += kWindow) {
+  for (std::size_t begin = 0; begin + kWindow <= ids.size(); begin += kStep) {
     const std::span<const std::int32_t> window(ids.data() + begin, kWindow);
     const std::vector<float> a = original.logits(window);
     const std::vector<float> b = other.logits(window);
@@ -160,7 +164,7 @@ double divergence_after(
       ++count;
     }
   }
-  EXPECT_GT(count, 200);
+  EXPECT_GT(count, 50);  // others are single bytes, which count as frequent
   return sum / count;
 }
 
@@ -216,7 +220,7 @@ TEST_F(Hazards, RangesOfDownProjections) {
     const Json made = quantize(model, model, {"--bits", "3", "--samples", "16"});
     int seen = 0;
     for (const Json& linear : made["linears"]) {
-      if (linear["role"] != "down_proj") {
+      if (linear["role"] != "down") {
         continue;
       }
       const Json& errors = linear["range_errors"];

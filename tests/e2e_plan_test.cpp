@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <limits>
 #include <map>
 #include <set>
@@ -32,16 +33,11 @@ class BudgetPlans : public ::testing::Test {
   }
   // Few options and no check: a second instead of half a minute.
   [[nodiscard]] RunResult run(const std::string& verb, const Words& more) const {
-    Words words = {
-        verb,
-        model_,
-        "--calibration",
-        calibration_ids(),
-        "--samples",
-        "2",
-        "--asymmetric",
-        "--json"};
+    Words words = {verb, model_, "--calibration", calibration_ids(), "--asymmetric", "--json"};
     words.insert(words.end(), more.begin(), more.end());
+    if (std::find(more.begin(), more.end(), "--samples") == more.end()) {
+      words.insert(words.end(), {"--samples", "2"});
+    }
     return run_quern(words);
   }
   [[nodiscard]] RunResult plan(const Words& budget) const {
@@ -123,7 +119,8 @@ TEST_F(BudgetPlans, PredictedBytesAreTheWrittenOnes) {
   // Embeddings are 2.1 MB of this model, which is 8.4 MB.
   const RunResult sized = quantize("sized", {"--target-size", "3600000"});
   ASSERT_EQ(sized.code, 0) << sized.err;
-  const auto bytes = sized.json()["bytes"].get<std::uint64_t>();
+  const Json made = sized.json();
+  const auto bytes = made["bytes"].get<std::uint64_t>();
   EXPECT_EQ(sized.json()["predicted"]["bytes"].get<std::uint64_t>(), bytes);
   EXPECT_EQ(fs::file_size(at("sized/model.safetensors")), bytes);
   EXPECT_LE(bytes, 3600000U);
@@ -134,7 +131,7 @@ TEST_F(BudgetPlans, PredictedBytesAreTheWrittenOnes) {
   EXPECT_LE(linear_bits(linear.json()), 3.1 + 0.05);  // the file's header is in it
   EXPECT_EQ(linear.json()["predicted"]["bytes"], linear.json()["bytes"]);
 
-  const double whole = 8.0 * static_cast<double>(bytes) / 4199680.0;  // parameters of the model
+  const double whole = 8.0 * static_cast<double>(bytes) / made["parameters"].get<double>();
   const RunResult plan_again =
       run("plan",
           {"--group-size",
@@ -180,7 +177,6 @@ TEST_F(BudgetPlans, AreFilesThatCanBeEditedObeyedAndExplained) {
   EXPECT_NE(other.out.find("nats per token"), std::string::npos) << other.out;
   EXPECT_EQ(explain("down_proj").code, 2);  // of which layer?
   EXPECT_EQ(explain("nothing").code, 2);
-  EXPECT_EQ(explain("").code, 2);
 }
 
 TEST_F(BudgetPlans, BelowTheFloorNameTheSmallest) {
@@ -195,7 +191,8 @@ TEST_F(BudgetPlans, BelowTheFloorNameTheSmallest) {
     value.erase(value.find_last_not_of("\n ") + 1);
     const RunResult taken = plan({option, value});
     EXPECT_EQ(taken.code, 0) << option << " " << value << taken.err;
-    for (const Json& linear : taken.json()["linears"]) {
+    const Json document = taken.json();
+    for (const Json& linear : document["linears"]) {
       EXPECT_EQ(linear.value("bits", 2), 2) << option;
     }
   }
@@ -224,7 +221,7 @@ TEST_F(BudgetPlans, CountTheTablesWhereTheFormatHoldsThem) {
 }
 
 TEST_F(BudgetPlans, AreTypesInGguf) {
-  Words words = {"-o", at("out.gguf"), "--format", "gguf", "--target-size", "3200000"};
+  Words words = {"-o", at("out.gguf"), "--format", "gguf", "--target-size", "2700000"};
   for (const char* word : {"--sweeps", "0", "--refits", "0", "--plan-bits", "2,4", "--no-check"}) {
     words.emplace_back(word);
   }
@@ -232,12 +229,13 @@ TEST_F(BudgetPlans, AreTypesInGguf) {
   ASSERT_EQ(result.code, 0) << result.err;
   EXPECT_EQ(
       result.json()["predicted"]["bytes"].get<std::uint64_t>(), fs::file_size(at("out.gguf")));
-  EXPECT_LE(fs::file_size(at("out.gguf")), 3200000U);
-  std::set<std::string> rules;
-  for (const Json& linear : result.json()["linears"]) {
-    rules.insert(std::to_string(linear["bits"].get<int>()));
+  EXPECT_LE(fs::file_size(at("out.gguf")), 2700000U);
+  std::set<int> widths;
+  const Json made = result.json();
+  for (const Json& linear : made["linears"]) {
+    widths.insert(linear["bits"].get<int>());
   }
-  EXPECT_GT(rules.size(), 1U);
+  EXPECT_EQ(widths, (std::set<int>{2, 4, 8}));
 }
 
 TEST_F(BudgetPlans, MemoryCountsTheCache) {
@@ -246,7 +244,7 @@ TEST_F(BudgetPlans, MemoryCountsTheCache) {
     EXPECT_EQ(result.code, 0) << result.err;
     return result.json()["predicted"]["bytes"].get<std::uint64_t>();
   };
-  EXPECT_GT(bytes("128"), bytes("7800"));
+  EXPECT_GT(bytes("128"), bytes("6000"));
 }
 
 TEST_F(BudgetPlans, LossesAddUp) {

@@ -111,6 +111,7 @@ std::function<int(Session&)> configure_quantize(CLI::App& app) {
   app.add_option(
          "-o,--output", arguments->output, "directory to make; it appears when it is complete")
       ->required();
+  app.add_option("--report", arguments->report, "write the HTML report of the run here, FILE.html");
   app.add_flag(
       "--dry-run",
       arguments->dry_run,

@@ -181,7 +181,7 @@ std::string handled(const std::string& id, const ModelGraph& graph, const QuantP
 
 Json model_hazards(const Checkpoint& checkpoint, const ModelGraph& graph) {
   Json found = Json::array();
-  for (Json& each :
+  for (const Json& each :
        {vocabulary(checkpoint, graph),
         biases(checkpoint, graph),
         swiglu_outliers(checkpoint, graph),

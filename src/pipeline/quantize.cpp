@@ -387,8 +387,13 @@ PartTimes quantize_blocks(
   if (!embedding) {
     state.save(kEmbeddingPart, table);
   }
+  // A table alone takes the tokens of the text and nothing of what the model makes of them.
+  const bool beyond_table =
+      std::any_of(run.plan.linears.begin(), run.plan.linears.end(), [](const PlannedLinear& each) {
+        return !each.keep() && each.role != Role::kEmbedding;
+      });
   std::optional<CalibrationState> activations;
-  if (run.needs_calibration) {
+  if (run.needs_calibration && beyond_table) {
     activations.emplace(initial_state(
         ctx,
         run,
@@ -711,6 +716,13 @@ void write_imatrix_of(
         imatrix.entries[*name] = {inputs.sums, {static_cast<float>(inputs.rows)}};
       }
     }
+  }
+  if (imatrix.entries.empty()) {
+    throw UsageError(
+        "no inputs were seen",
+        "--imatrix-out " + path.string(),
+        "the plan rounds no linear of a block, so the text went no further than the embedding",
+        "leave out --imatrix-out");
   }
   imatrix.datasets = calibration.sources;
   imatrix.chunks = static_cast<std::int64_t>(calibration.sequences.size());
