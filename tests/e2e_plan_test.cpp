@@ -244,7 +244,7 @@ TEST_F(BudgetPlans, MemoryCountsTheCache) {
     EXPECT_EQ(result.code, 0) << result.err;
     return result.json()["predicted"]["bytes"].get<std::uint64_t>();
   };
-  EXPECT_GT(bytes("128"), bytes("6000"));
+  EXPECT_GT(bytes("128"), bytes("5200"));
 }
 
 TEST_F(BudgetPlans, LossesAddUp) {
