@@ -256,6 +256,42 @@ TEST_F(Hazards, ATableThatServesTwoEnds) {
   EXPECT_EQ(table({"--embedding-bits", "8", "--head-bits", "4"})["bits"], 8);
 }
 
+// compressed-tensors cannot tie a packed table: it is written twice, and config.json says so.
+TEST_F(Hazards, ATableIsUntiedOnlyWhereTheFormatForcesIt) {
+  const Words eight = {"--method", "rtn", "--embedding-bits", "8"};
+  const auto with = [&](const std::string& format) {
+    Words words = eight;
+    words.insert(words.end(), {"--format", format});
+    const Json made = quantize("tiny-qwen2.5", format, words);
+    EXPECT_EQ(made["predicted"]["bytes"], made["bytes"]);
+    return read_json(at(format) + "/config.json")["tie_word_embeddings"].get<bool>();
+  };
+  EXPECT_TRUE(with("quern"));
+  EXPECT_FALSE(with("compressed-tensors"));
+  const Json exported =
+      json_of({"export", at("quern"), "-o", at("exported"), "--format", "compressed-tensors"});
+  EXPECT_FALSE(read_json(at("exported") + "/config.json")["tie_word_embeddings"].get<bool>());
+  for (const std::string other : {"compressed-tensors", "exported"}) {
+    EXPECT_EQ(run_quern({"verify", at(other), "--engine", "vllm"}).code, 0) << other;
+    const Json seen = json_of({"inspect", at(other)});
+    EXPECT_EQ(seen["hazards"][0]["facts"]["embedding"], seen["hazards"][0]["facts"]["head"]);
+  }
+  // The same table at both ends: the same logits as the tied one, scales apart (F16, BF16).
+  EXPECT_NEAR(
+      divergence("tiny-qwen2.5", "quern"), divergence("tiny-qwen2.5", "compressed-tensors"), 2e-4);
+  const Json same = json_of({"compare", at("quern"), at("exported"), "--windows", "2"});
+  EXPECT_EQ(same["end_to_end"]["kl_mean"], 0.0);
+  EXPECT_EQ(
+      run_quern({"eval",
+                 at("exported"),
+                 "--perplexity",
+                 at("exported") + "/config.json",
+                 "--context",
+                 "64"})
+          .code,
+      0);
+}
+
 TEST_F(Hazards, AreShown) {
   const Json seen = json_of({"inspect", bundled_model("tiny-qwen2.5")});
   std::vector<std::string> ids;

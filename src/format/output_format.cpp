@@ -133,16 +133,9 @@ StorageRules compressed_storage(DType source, const OutputModule& module) {
 }
 
 // vLLM's look-up kernel for packed embeddings (compressed_tensors_embedding.py) takes codes that
-// fill words and no zero points; a packed table cannot be tied to the head.
+// fill words and no zero points.
 void check_compressed_embedding(const OutputModule& module) {
   const QuantScheme& scheme = *module.scheme;
-  if (module.is_head) {
-    throw UnsupportedError(
-        "a quantized table cannot serve as embedding and head",
-        module.name,
-        "expected two tables, found one tied to both ends",
-        "write tie_word_embeddings: false with two tables, or --format quern");
-  }
   if (!scheme.symmetric || !fills_words(scheme.bits) || module.activation.active()) {
     throw UnsupportedError(
         "no engine looks up such embeddings",
@@ -163,14 +156,36 @@ void compressed_check(const OutputModule& module) {
       compressed_form(module), module.out_features, module.in_features, module.name);
 }
 
+// A packed table cannot be tied to the head (vLLM's tie_weights takes floats): it is written twice.
+bool is_written_twice(const OutputModule& module) {
+  return module.is_embedding && module.is_head;
+}
+
 std::vector<TensorDeclaration> compressed_declare(const OutputModule& module) {
-  return compressed_declarations(
-      module.name, compressed_form(module), module.out_features, module.in_features);
+  const CompressedForm form = compressed_form(module);
+  std::vector<TensorDeclaration> tensors =
+      compressed_declarations(module.name, form, module.out_features, module.in_features);
+  if (is_written_twice(module)) {
+    for (TensorDeclaration& tensor :
+         compressed_declarations(kUntiedHead, form, module.out_features, module.in_features)) {
+      tensors.push_back(std::move(tensor));
+    }
+  }
+  return tensors;
 }
 
 std::vector<std::vector<std::byte>> compressed_pack(
     const QuantizedMatrix& matrix, const OutputModule& module) {
-  return pack_compressed(as_packed(matrix, module.name), compressed_form(module), module.name);
+  const PackedLinear& packed = as_packed(matrix, module.name);
+  std::vector<std::vector<std::byte>> tensors =
+      pack_compressed(packed, compressed_form(module), module.name);
+  if (is_written_twice(module)) {
+    const std::size_t count = tensors.size();
+    for (std::size_t i = 0; i < count; ++i) {
+      tensors.push_back(tensors[i]);
+    }
+  }
+  return tensors;
 }
 
 Json compressed_config(const QuantScheme&, std::span<const OutputModule> modules, const Json&) {
@@ -179,6 +194,9 @@ Json compressed_config(const QuantScheme&, std::span<const OutputModule> modules
     named.push_back({module.name, {}, !module.is_embedding && !module.is_head});
     if (module.scheme) {
       named.back().form = compressed_form(module);
+    }
+    if (module.scheme && is_written_twice(module)) {
+      named.push_back({kUntiedHead, compressed_form(module), false});
     }
   }
   return compressed_config_json(named);
@@ -230,9 +248,9 @@ std::span<const OutputFormat> output_formats() noexcept {
        gptq_check<GptqVersion::kV2>, gptq_declare, gptq_pack<GptqVersion::kV2>, gptq_config<GptqVersion::kV2>},
       {"awq", "AWQ gemm, 4 bits, one scheme for all", "", awq_storage, awq_check, awq_declare, awq_pack, awq_config},
       {"compressed-tensors", "2 to 8 bits, mixed schemes, integer inputs, embeddings", "", compressed_storage,
-       compressed_check, compressed_declare, compressed_pack, compressed_config},
+       compressed_check, compressed_declare, compressed_pack, compressed_config, true},
       {"gguf", "one file for llama.cpp; gguf:TYPE chooses the block type", "", gguf_storage, gguf_check,
-       nullptr, nullptr, nullptr, true},
+       nullptr, nullptr, nullptr, false, true},
       {"quern", "quern's own container, every form exactly", "", container_storage,
        check_container_holds, container_declarations, pack_container, container_config},
   }};

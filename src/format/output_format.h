@@ -49,9 +49,14 @@ struct OutputFormat {
   // scheme of most.
   Json (*config)(
       const QuantScheme& common, std::span<const OutputModule> modules, const Json& meta);
+  // A quantized table cannot serve both ends: declare and pack give it a second time as
+  // kUntiedHead, and config.json must say that nothing is tied.
+  bool unties_tables = false;
   // One .gguf file, which pipeline/gguf_output.h makes; declare, pack and config are null.
   bool is_gguf = false;
 };
+
+inline constexpr const char* kUntiedHead = "lm_head";
 
 [[nodiscard]] std::span<const OutputFormat> output_formats() noexcept;
 // "gptq, gptq_v2, …"

@@ -397,6 +397,13 @@ void write_module(
   }
 }
 
+bool unties_table(const Export& job) {
+  return job.format != nullptr && job.format->unties_tables &&
+         std::any_of(job.sources.begin(), job.sources.end(), [](const Source& source) {
+           return source.module.is_embedding && source.module.is_head;
+         });
+}
+
 Json with_dtype(Json config, DType dtype) {
   const char* name = dtype == DType::kF32   ? "float32"
                      : dtype == DType::kF16 ? "float16"
@@ -601,9 +608,17 @@ Json export_checkpoint(const Context& ctx, const ExportOptions& options) {
     writer.finish();
   }
   const Json meta = {{"exported_from", job.checkpoint->format()}};
+  Json config = job.format == nullptr ? with_dtype(job.checkpoint->config(), job.dense_dtype)
+                                      : job.checkpoint->config();
+  if (unties_table(job)) {
+    config = untied_config(std::move(config));
+    ctx.log.warning(fmt::format(
+        "{} is untied from the head: {} cannot tie a packed table, so it is written twice",
+        job.graph.embedding.module,
+        job.format->name));
+  }
   write_configs(
-      job.format == nullptr ? with_dtype(job.checkpoint->config(), job.dense_dtype)
-                            : job.checkpoint->config(),
+      config,
       job.format == nullptr ? Json(nullptr) : config_of(job, *job.format, meta),
       job.format == nullptr ? std::string_view() : job.format->config_file,
       staging.path());

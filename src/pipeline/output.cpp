@@ -123,6 +123,20 @@ Json output_config(const PreparedRun& run, const Json& meta) {
   return run.format->config(common != nullptr ? *common : QuantScheme{}, modules, meta);
 }
 
+bool unties_table(const PreparedRun& run) {
+  const PlannedLinear* table = run.plan.find(run.graph.embedding.module);
+  return run.format->unties_tables && run.graph.head_tied && table != nullptr && !table->keep();
+}
+
+Json untied_config(Json config) {
+  constexpr const char* kTied = "tie_word_embeddings";
+  config[kTied] = false;
+  if (config.contains("text_config") && config["text_config"].contains(kTied)) {
+    config["text_config"][kTied] = false;
+  }
+  return config;
+}
+
 void write_configs(
     const Json& source,
     const Json& quantization,
@@ -173,7 +187,12 @@ void write_output(
     }
   }
   writer.finish();
-  write_configs(run.source->config(), output_config(run, meta), run.format->config_file, directory);
+  const Json& config = run.source->config();
+  write_configs(
+      unties_table(run) ? untied_config(config) : config,
+      output_config(run, meta),
+      run.format->config_file,
+      directory);
 }
 
 Census verify_output(
@@ -227,6 +246,13 @@ Census verify_output(
           written->load_linear(plan.name, plan.out_features, plan.in_features);
       if (!stored.quantized || !same_values(ctx, *stored.quantized, *linear.matrix)) {
         throw_mismatch(plan.name, "its values differ from what was rounded");
+      }
+      if (plan.role == Role::kEmbedding && unties_table(run)) {
+        const StoredLinear head =
+            written->load_linear(kUntiedHead, plan.out_features, plan.in_features);
+        if (!head.quantized || !same_values(ctx, *head.quantized, *linear.matrix)) {
+          throw_mismatch(kUntiedHead, "its values differ from what was rounded");
+        }
       }
       if ((stored.activation ? *stored.activation : ActivationScheme()) != linear.activation) {
         throw_mismatch(plan.name, "its inputs are rounded in another way than they were");

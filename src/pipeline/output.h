@@ -24,6 +24,11 @@ namespace quern {
 // say.
 [[nodiscard]] Json output_config(const PreparedRun& run, const Json& meta);
 
+// Whether a table that is tied to both ends is written twice, because the format cannot tie it.
+[[nodiscard]] bool unties_table(const PreparedRun& run);
+// `config` of a model whose embedding and head are two tables.
+[[nodiscard]] Json untied_config(Json config);
+
 // A source tensor that the output does not hold under its name.
 struct CensusEntry {
   std::string name;

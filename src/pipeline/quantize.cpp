@@ -609,6 +609,13 @@ PreparedRun prepare_quantize(const Context& ctx, const QuantizeOptions& options)
     layout.max_file_bytes = options.shard_bytes;
     run.layout = plan_safetensors(run.declarations, layout);
   }
+  if (unties_table(run) && run.source->tensors().find("lm_head.weight") != nullptr) {
+    throw UnsupportedError(
+        "the file holds a copy of the tied table",
+        "lm_head.weight",
+        fmt::format("{} writes the packed table twice, and that copy beside it", run.format->name),
+        "leave embeddings in 16 bits, or --format quern");
+  }
   if (run.layout.files.size() > kMostShards) {
     throw UsageError(
         "too many weight files",
@@ -738,6 +745,12 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
   const RunPaths paths =
       resolve_run_paths(options.output, options.work_directory, run.source->directory());
   ctx.log.info(describe_plan(run, options));
+  if (unties_table(run)) {
+    ctx.log.warning(fmt::format(
+        "{} is untied from the head: {} cannot tie a packed table, so it is written twice",
+        run.graph.embedding.module,
+        run.format->name));
+  }
   CalibrationSet calibration;
   if (run.needs_calibration) {
     calibration = load_calibration(options.calibration, run, ctx.seed);
