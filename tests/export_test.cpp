@@ -286,12 +286,19 @@ TEST_F(Export, QuantizedEmbeddings) {
     EXPECT_EQ(values(*before, {name, 64, 64}), values(*after, {name, 64, 64}));
   }
   expect_refused("compressed", "gptq", "compressed-tensors, quern");
-  // Tied, only the container can say it.
+  // Tied, compressed-tensors holds it twice.
   PackedModel tied = PackedModel::uniform({4, true, 32}, DType::kBF16);
   tied.linears.emplace(
       "model.embed_tokens", testing::random_linear({8, true, 32}, 64, 64, DType::kBF16));
   tied.write(at("tied"), "quern");
-  expect_refused("tied", "compressed-tensors", "quern");
+  EXPECT_EQ(run("tied", "untied", "compressed-tensors")["format"], "compressed-tensors");
+  EXPECT_FALSE(read_json(at("untied") / "config.json")["tie_word_embeddings"].get<bool>());
+  const auto one = open_checkpoint(at("tied"));
+  const auto two = open_checkpoint(at("untied"));
+  for (const char* name : {"model.embed_tokens", "lm_head"}) {
+    ASSERT_TRUE(two->is_quantized(name));
+    EXPECT_EQ(values(*one, {"model.embed_tokens", 64, 64}), values(*two, {name, 64, 64}));
+  }
 }
 
 TEST_F(Export, Misuse) {
