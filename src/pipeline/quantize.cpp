@@ -521,6 +521,17 @@ Json calibration_json(const CalibrationSet& calibration) {
       {"sources", calibration.sources}};
 }
 
+Json planning_json(const PlanRecord& planning) {
+  if (planning.budget.is_null()) {
+    return nullptr;
+  }
+  return {
+      {"budget", planning.budget},
+      {"constraints", planning.constraints},
+      {"additivity", planning.additivity ? additivity_json(*planning.additivity) : Json(nullptr)},
+      {"seconds", planning.seconds}};
+}
+
 std::uint64_t layout_bytes(const PreparedRun& run) {
   if (run.gguf) {
     return run.gguf->layout.bytes;
@@ -884,6 +895,7 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
       {"transforms", std::move(transforms)},
       {"kept", kept_json(run)},
       {"hazards", run_hazards(*run.source, run.graph, run.plan)},
+      {"planning", planning_json(run.planning)},
       {"census", census_json(census)},
       {"files", output_files},
       {"side_files", side_files_json(side_files)},
