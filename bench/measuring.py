@@ -20,6 +20,8 @@ def run(command: list[str]) -> dict:
 def linear_bits(made: dict) -> float:
     """Bits that the tensors of the quantized linears take per weight."""
     weights = sum(row["shape"][0] * row["shape"][1] for row in made["linears"])
+    if made["format"].startswith("gguf"):  # the tokenizer is in the file too
+        return 8 * sum(row["bytes"] for row in made["linears"]) / weights
     return 8 * (made["bytes"] - sum(row["bytes"] for row in made["kept"])) / weights
 
 
@@ -47,12 +49,12 @@ class Bench:
         self.path = arguments.results
         self.known = json.loads(self.path.read_text()) if self.path and self.path.exists() else {}
 
-    def measure(self, model: pathlib.Path, options: list[str], file_name: str = "out") -> dict:
+    def measure(self, model: pathlib.Path, options: list[str]) -> dict:
         """Quantizes with `options` and evaluates against the original."""
         key = " ".join([model.name, *options, str(self.arguments.windows)])
         if key not in self.known:
             with tempfile.TemporaryDirectory() as folder:
-                out = f"{folder}/{file_name}"
+                out = f"{folder}/out.gguf" if any(word.startswith("gguf") for word in options) else f"{folder}/out"
                 made = run([self.arguments.quern, "quantize", str(model), "-o", out, *options,
                             "--calibration", self.arguments.calibration, "--json", "--quiet"])
                 judged = run([self.arguments.quern, "eval", out, "--reference", str(model), "--perplexity",

@@ -11,8 +11,9 @@ MODEL/golden/peers.json (same text, windows and calibration tokens).
         --calibration calibration-128x512.safetensors models/tiny-qwen3 models/tiny-llama3
 
 `--methods gptq best --bits 4` does a part. Exits 1 when a claim fails: `gptq` has a lower KL than
-every peer's GPTQ, `awq` than every AWQ, `smoothquant` than every SmoothQuant, and `best` than every
-row, at the same bits and group.
+every peer's GPTQ, `awq` than every AWQ, `smoothquant` than every SmoothQuant, `best` than every row,
+at the same bits and group, and `gguf` (all linears Q4_K, Q3_K, Q2_K) than llama.cpp's larger mix of
+that name with its importance matrix.
 """
 
 import sys
@@ -32,6 +33,7 @@ METHODS = {
     "billm": (["--method", "billm"], (1,), "billm"),
     "best": (["--recipe", "best", "--symmetric"], WIDTHS, ""),
     "best-asym": (["--recipe", "best", "--asymmetric"], (2, 3, 4), ""),
+    "gguf": (["--recipe", "best"], (2, 3, 4), "llamacpp_"),
 }
 
 
@@ -41,6 +43,8 @@ def options_of(name: str, bits: int) -> list[str]:
         return [*options, "--format", "compressed-tensors"]
     if name == "billm":
         return [*options, "--format", "quern"]
+    if name == "gguf":
+        return [*METHODS[name][0], "--format", f"gguf:Q{bits}_K"]
     options += ["--group-size", str(GROUP)]
     if bits in (5, 6, 7):
         return [*options, "--format", "compressed-tensors"]
@@ -54,6 +58,8 @@ def rivals(name: str, bits: int, peers: list[dict]) -> list[dict]:
     kind = METHODS[name][2]
     if kind is None:
         return []
+    if name == "gguf":  # llama.cpp's mix of that name, which is never smaller
+        return [row for row in peers if row["id"] in (f"llamacpp_Q{bits}_K_M_im", f"llamacpp_Q{bits}_K_im")]
     group = None if name == "smoothquant" else GROUP
     return [row for row in peers
             if row["bits"] == bits and (group is None or row["group_size"] == group)
