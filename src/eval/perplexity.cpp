@@ -32,10 +32,12 @@ struct Counted {
 };
 
 Counted counted_positions(const PerplexityOptions& options) {
+  const std::int64_t context =
+      std::max<std::int64_t>(options.context, 0);  // what is too short is refused
   if (options.protocol == Protocol::kGptq) {
-    return {0, options.context - 1, 0, options.context};
+    return {0, context - 1, 0, context};
   }
-  return {options.context / 2, options.context - 1, options.context / 2, options.context - 1};
+  return {context / 2, context - 1, context / 2, context - 1};
 }
 
 std::int64_t arg_max(const float* x, std::int64_t n) {
