@@ -276,9 +276,9 @@ TEST_F(Hazards, ATableIsUntiedOnlyWhereTheFormatForcesIt) {
     const Json seen = json_of({"inspect", at(other)});
     EXPECT_EQ(seen["hazards"][0]["facts"]["embedding"], seen["hazards"][0]["facts"]["head"]);
   }
-  // The same table at both ends: the same logits as the tied one, scales apart (F16, BF16).
-  EXPECT_NEAR(
-      divergence("tiny-qwen2.5", "quern"), divergence("tiny-qwen2.5", "compressed-tensors"), 2e-4);
+  // The same table at both ends: the same quality as the tied one, scales apart (F16, BF16).
+  const double tied = divergence("tiny-qwen2.5", "quern");
+  EXPECT_NEAR(divergence("tiny-qwen2.5", "compressed-tensors"), tied, 0.02 * tied);
   const Json same = json_of({"compare", at("quern"), at("exported"), "--windows", "2"});
   EXPECT_EQ(same["end_to_end"]["kl_mean"], 0.0);
   EXPECT_EQ(

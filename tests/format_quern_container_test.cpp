@@ -126,8 +126,12 @@ TEST(OutputFormats, EmbeddingsAndHeads) {
   refused({3, true, 32});
   refused({6, true, 32});
   refused({4, false, 32});
+  const std::size_t tensors = compressed.declare(table).size();
   table.is_head = true;  // tied
-  EXPECT_THROW(compressed.check(table), UnsupportedError);
+  EXPECT_TRUE(compressed.unties_tables);
+  EXPECT_EQ(compressed.declare(table).size(), 2 * tensors);
+  EXPECT_EQ(compressed.pack(packed, table).size(), 2 * tensors);
+  EXPECT_FALSE(find_output_format("quern").unties_tables);
   EXPECT_NO_THROW(find_output_format("quern").check(table));
 }
 
