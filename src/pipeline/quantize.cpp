@@ -491,7 +491,7 @@ Json kept_json(const PreparedRun& run) {
   }
   Json kept = Json::array();
   for (const auto& [name, view] : run.source->tensors().tensors()) {
-    if (replaced.contains(name)) {
+    if (replaced.contains(name) || is_copy_of_table(run, name)) {
       continue;
     }
     std::string reason = "norm or bias";
@@ -620,12 +620,13 @@ PreparedRun prepare_quantize(const Context& ctx, const QuantizeOptions& options)
     layout.max_file_bytes = options.shard_bytes;
     run.layout = plan_safetensors(run.declarations, layout);
   }
-  if (unties_table(run) && run.source->tensors().find("lm_head.weight") != nullptr) {
+  if (unties_table(run) && run.source->tensors().find("lm_head.weight") != nullptr &&
+      !is_copy_of_table(run, "lm_head.weight")) {
     throw UnsupportedError(
-        "the file holds a copy of the tied table",
+        "a head that is no copy of the table that it is tied to",
         "lm_head.weight",
-        fmt::format("{} writes the packed table twice, and that copy beside it", run.format->name),
-        "leave embeddings in 16 bits, or --format quern");
+        "config.json ties them, and the file holds two different ones",
+        "set tie_word_embeddings to false in config.json if both are meant");
   }
   if (run.layout.files.size() > kMostShards) {
     throw UsageError(

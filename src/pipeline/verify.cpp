@@ -84,7 +84,11 @@ void compare_linear(
 }
 
 Comparison compare(
-    const Context& ctx, const Checkpoint& checkpoint, const Checkpoint& source, Json& problems) {
+    const Context& ctx,
+    const ModelGraph& graph,
+    const Checkpoint& checkpoint,
+    const Checkpoint& source,
+    Json& problems) {
   Comparison comparison;
   const TensorStore& written = checkpoint.tensors();
   for (const auto& [name, view] : source.tensors().tensors()) {
@@ -101,6 +105,11 @@ Comparison compare(
     } else if (
         name.ends_with(".weight") && view.shape.size() == 2 && checkpoint.is_quantized(module)) {
       compare_linear(ctx, checkpoint, module, view, comparison, problems);
+    } else if (
+        name == "lm_head.weight" && graph.head_tied &&
+        checkpoint.is_quantized(graph.embedding.module)) {
+      // The copy of a tied table that some originals hold: the quantized one stands for both.
+      compare_linear(ctx, checkpoint, graph.embedding.module, view, comparison, problems);
     } else {
       problems.push_back(name + ": is in the original and not here");
     }
@@ -228,7 +237,7 @@ Json verify_checkpoint(
       {"quantized_linears", quantized},
       {"hashes_checked", hashes}};
   if (source != nullptr) {
-    const Comparison comparison = compare(ctx, checkpoint, *source, problems);
+    const Comparison comparison = compare(ctx, graph, checkpoint, *source, problems);
     document["against"] = {
         {"model", source->directory().string()},
         {"unchanged_tensors", comparison.unchanged},
