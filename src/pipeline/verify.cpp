@@ -83,6 +83,30 @@ void compare_linear(
   }
 }
 
+// The same values; GGUF keeps norms and biases in F32.
+bool same_tensor(const TensorView& copy, const TensorView& original) {
+  if (copy.shape != original.shape) {
+    return false;
+  }
+  if (copy.dtype == original.dtype) {
+    return std::equal(
+        copy.bytes.begin(), copy.bytes.end(), original.bytes.begin(), original.bytes.end());
+  }
+  return is_16_or_32_bit_float(copy.dtype) && is_16_or_32_bit_float(original.dtype) &&
+         to_float(copy) == to_float(original);
+}
+
+// Whether a checkpoint in floats holds the values of a quantized one (`quern export --format
+// dense`).
+bool is_dense_export(const Checkpoint& checkpoint) {
+  try {
+    const Json manifest = read_json(checkpoint.directory() / kManifestName);
+    return manifest.value("schema", "") == "quern.export/1" && checkpoint.format() == "dense";
+  } catch (const Error&) {
+    return false;
+  }
+}
+
 Comparison compare(
     const Context& ctx,
     const ModelGraph& graph,
@@ -90,17 +114,19 @@ Comparison compare(
     const Checkpoint& source,
     Json& problems) {
   Comparison comparison;
+  const bool dense_export = is_dense_export(checkpoint);
   const TensorStore& written = checkpoint.tensors();
   for (const auto& [name, view] : source.tensors().tensors()) {
     const TensorView* copy = written.find(name);
     const std::string module = name.substr(0, name.rfind('.'));
     if (copy != nullptr) {
-      if (copy->dtype != view.dtype || copy->shape != view.shape ||
-          !std::equal(
-              copy->bytes.begin(), copy->bytes.end(), view.bytes.begin(), view.bytes.end())) {
+      if (same_tensor(*copy, view)) {
+        ++comparison.unchanged;
+      } else if (dense_export && view.shape.size() == 2 && copy->shape == view.shape) {
+        compare_linear(ctx, checkpoint, module, view, comparison, problems);
+      } else {
         problems.push_back(name + ": differs from the original");
       }
-      ++comparison.unchanged;
       written.release(*copy);
     } else if (
         name.ends_with(".weight") && view.shape.size() == 2 && checkpoint.is_quantized(module)) {
