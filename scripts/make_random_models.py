@@ -143,6 +143,45 @@ MODELS = (
         classic=False,
         max_shard_size="96KB",
     ),
+    Model(
+        "qwen3-moe",
+        "qwen3_moe",
+        torch.bfloat16,
+        {
+            "intermediate_size": 96,
+            "moe_intermediate_size": 32,
+            "num_experts": 8,
+            "num_experts_per_tok": 3,
+            "norm_topk_prob": True,
+            "num_hidden_layers": 3,
+            "mlp_only_layers": [1],
+            "head_dim": 32,
+            "max_position_embeddings": 128,
+            "rms_norm_eps": 1e-6,
+            "tie_word_embeddings": False,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+        },
+        classic=False,
+    ),
+    Model(
+        "qwen2-moe",
+        "qwen2_moe",
+        torch.bfloat16,
+        {
+            "intermediate_size": 96,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 48,
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "norm_topk_prob": False,
+            "decoder_sparse_step": 1,
+            "max_position_embeddings": 128,
+            "rms_norm_eps": 1e-6,
+            "tie_word_embeddings": False,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+        },
+        classic=True,
+    ),
 )
 
 
@@ -157,7 +196,7 @@ def randomise(model: torch.nn.Module, dtype: torch.dtype, generator: torch.Gener
             values *= 0.5
         elif "embed_tokens" not in name:
             gain = 2.0 if "q_proj" in name or "k_proj" in name else 1.0
-            values *= gain / math.sqrt(parameter.shape[1])
+            values *= gain / math.sqrt(parameter.shape[-1])
         parameter.data = values.to(dtype)
 
 
@@ -189,7 +228,7 @@ def golden_logits(directory: Path, ids: list[list[int]], **overrides: Any) -> di
 
 def make_model(spec: Model, directory: Path) -> None:
     seed = zlib.crc32(spec.name.encode())
-    config = transformers.AutoConfig.for_model(spec.model_type, **COMMON, **spec.config)
+    config = transformers.AutoConfig.for_model(spec.model_type, **(COMMON | spec.config))
     model = transformers.AutoModelForCausalLM.from_config(config)
     randomise(model, spec.dtype, torch.Generator().manual_seed(seed))
     model.config.dtype = spec.dtype

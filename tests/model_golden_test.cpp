@@ -41,7 +41,9 @@ INSTANTIATE_TEST_SUITE_P(
         "random-models/llama3-tied",
         "random-models/qwen2-untied",
         "random-models/qwen2-yarn",
-        "random-models/qwen3-wide-heads"),
+        "random-models/qwen3-wide-heads",
+        "random-models/qwen3-moe",
+        "random-models/qwen2-moe"),
     [](const auto& model) { return testing::test_name(model.param); });
 
 TEST_P(GoldenModel, LogitsAtEveryPosition) {

@@ -29,13 +29,14 @@ constexpr const char* kChangesComputation[] = {
     "residual_multiplier",
     "attention_multiplier",
     "clip_qkv",
-    "num_experts",
-    "num_local_experts",
     "n_routed_experts",
     "parallel_attn",
     "alibi",
     "qk_layernorm",
     "use_qk_norm"};
+
+// The same of families that are no mixtures of experts.
+constexpr const char* kMakesMixture[] = {"num_experts", "num_local_experts"};
 
 [[noreturn]] void unsupported(
     const JsonReader& config, const std::string& key, const std::string& expected) {
@@ -258,6 +259,35 @@ std::vector<std::int64_t> read_sliding_windows(
   return windows;
 }
 
+// qwen2_moe, qwen3_moe: a layer is a mixture unless it is listed in mlp_only_layers or passed over
+// by decoder_sparse_step.
+MixtureConfig read_mixture(
+    const JsonReader& config, std::int64_t layers, const DenseDefaults& defaults) {
+  MixtureConfig mixture;
+  const char* count = config.has("num_experts") ? "num_experts" : "num_local_experts";
+  mixture.experts = config.get_int_in(count, 1, 1 << 16);
+  mixture.experts_per_token = config.get_int_in("num_experts_per_tok", 1, mixture.experts);
+  mixture.expert_width = config.get_int_in("moe_intermediate_size", 1, kMaxWidth);
+  mixture.normalize = config.get_bool_or("norm_topk_prob", false);
+  if (defaults.shared_expert) {
+    mixture.shared_width = config.get_int_in("shared_expert_intermediate_size", 1, kMaxWidth);
+  }
+  const std::int64_t step = config.get_int_in_or("decoder_sparse_step", 1, kMaxWidth, 1);
+  for (std::int64_t layer = 0; layer < layers; ++layer) {
+    mixture.layers.push_back((layer + 1) % step == 0);
+  }
+  if (config.has("mlp_only_layers")) {
+    for (const Json& layer : config.get_array("mlp_only_layers")) {
+      if (!layer.is_number_integer() || layer.get<std::int64_t>() < 0 ||
+          layer.get<std::int64_t>() >= layers) {
+        unsupported(config, "mlp_only_layers", "indices of layers");
+      }
+      mixture.layers[layer.get<std::size_t>()] = false;
+    }
+  }
+  return mixture;
+}
+
 DType read_dtype(const JsonReader& config) {
   const std::string key = config.has("dtype") ? "dtype" : "torch_dtype";
   const std::string name = config.get_string_or(key, "bfloat16");
@@ -293,6 +323,11 @@ ModelConfig read_dense_config(const JsonReader& config, const DenseDefaults& def
       unsupported(config, key, "nothing");
     }
   }
+  for (const char* key : kMakesMixture) {
+    if (config.has(key) && !defaults.mixture) {
+      unsupported(config, key, "nothing");
+    }
+  }
   refuse_unless(config, "hidden_act", "silu");
   model.vocab_size = config.get_int_in("vocab_size", 1, std::int64_t{1} << 24);
   model.hidden_size = config.get_int_in("hidden_size", 1, kMaxWidth);
@@ -323,6 +358,9 @@ ModelConfig read_dense_config(const JsonReader& config, const DenseDefaults& def
   model.rope = read_rope(config, model, defaults.theta_required);
   model.sliding_windows = read_sliding_windows(config, model.layers, defaults);
   model.dtype = read_dtype(config);
+  if (defaults.mixture) {
+    model.mixture = read_mixture(config, model.layers, defaults);
+  }
   if (config.has("eos_token_id")) {
     const Json& eos = *config.json().find("eos_token_id");
     for (const Json& id : eos.is_array() ? eos : Json::array({eos})) {

@@ -9,6 +9,8 @@ namespace quern {
 [[nodiscard]] ModelGraph build_llama(const JsonReader& config);
 [[nodiscard]] ModelGraph build_mistral(const JsonReader& config);
 [[nodiscard]] ModelGraph build_qwen2(const JsonReader& config);
+[[nodiscard]] ModelGraph build_qwen2_moe(const JsonReader& config);
 [[nodiscard]] ModelGraph build_qwen3(const JsonReader& config);
+[[nodiscard]] ModelGraph build_qwen3_moe(const JsonReader& config);
 
 }  // namespace quern

@@ -19,6 +19,8 @@ std::string_view role_name(Role role) {
     case Role::kGate: return "gate";
     case Role::kUp: return "up";
     case Role::kDown: return "down";
+    case Role::kRouter: return "router";
+    case Role::kSharedGate: return "shared_gate";
     case Role::kEmbedding: return "embedding";
     case Role::kHead: return "head";
   }
@@ -47,6 +49,48 @@ std::vector<std::int32_t> value_rows(const ModelConfig& config) {
     }
   }
   return rows;
+}
+
+void add_expert(
+    const std::string& module,
+    std::int64_t hidden,
+    std::int64_t width,
+    std::vector<Linear>& linears) {
+  linears.push_back({module + ".gate_proj", Role::kGate, width, hidden, false});
+  linears.push_back({module + ".up_proj", Role::kUp, width, hidden, false});
+  linears.push_back({module + ".down_proj", Role::kDown, hidden, width, false});
+}
+
+// Puts a mixture in the place of the MLP, with the names of qwen2_moe and qwen3_moe.
+void make_mixture(
+    const std::string& base, std::int64_t hidden, const MixtureConfig& config, Block& block) {
+  Mixture mixture;
+  mixture.experts = static_cast<int>(config.experts);
+  mixture.experts_per_token = static_cast<int>(config.experts_per_token);
+  mixture.normalize = config.normalize;
+  std::vector<Linear>& linears = block.linears;
+  linears.resize(kGateProj);
+  mixture.router = static_cast<int>(linears.size());
+  linears.push_back({base + "mlp.gate", Role::kRouter, config.experts, hidden, false});
+  if (config.shared_width > 0) {
+    mixture.shared_gate = static_cast<int>(linears.size());
+    linears.push_back({base + "mlp.shared_expert_gate", Role::kSharedGate, 1, hidden, false});
+    mixture.shared_expert = static_cast<int>(linears.size());
+    add_expert(base + "mlp.shared_expert", hidden, config.shared_width, linears);
+  }
+  mixture.first_expert = static_cast<int>(linears.size());
+  for (std::int64_t expert = 0; expert < config.experts; ++expert) {
+    add_expert(fmt::format("{}mlp.experts.{}", base, expert), hidden, config.expert_width, linears);
+  }
+  block.sites.resize(kMlpInput + 1);
+  CalibrationSite& site = block.sites.back();
+  site.linears.clear();
+  for (int i = mixture.router; i < static_cast<int>(linears.size()); ++i) {
+    if (linears[static_cast<std::size_t>(i)].role != Role::kDown) {
+      site.linears.push_back(i);
+    }
+  }
+  block.mixture = mixture;
 }
 
 }  // namespace
@@ -86,6 +130,9 @@ ModelGraph dense_graph(ModelConfig config, const DenseOptions& options) {
         {"mlp_input", hidden, {kGateProj, kUpProj}, -1, {}},
         {"mlp_hidden", inner, {kDownProj}, kUpProj, {}},
     };
+    if (config.mixture && config.mixture->layers[static_cast<std::size_t>(i)]) {
+      make_mixture(base, hidden, *config.mixture, block);
+    }
     graph.blocks.push_back(std::move(block));
   }
   graph.embedding = {
@@ -117,6 +164,18 @@ ModelGraph build_graph(const Json& config, const std::string& where) {
       reader.place("model_type"),
       "expected one of " + known + ", found " + type,
       "use a checkpoint of one of these families");
+}
+
+void refuse_mixtures(const ModelGraph& graph, const std::string& where) {
+  for (const Block& block : graph.blocks) {
+    if (block.mixture) {
+      throw UnsupportedError(
+          "a mixture of experts",
+          where,
+          fmt::format("{} is run and measured, and not quantized yet", graph.config.family),
+          "quern eval, generate, logits");
+    }
+  }
 }
 
 void check_tensors(const ModelGraph& graph, const Checkpoint& checkpoint) {

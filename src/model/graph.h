@@ -4,6 +4,7 @@
 #include "model/config.h"
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -11,7 +12,19 @@
 namespace quern {
 
 // What a linear does. Later stages decide by role, never by name.
-enum class Role { kQuery, kKey, kValue, kOutput, kGate, kUp, kDown, kEmbedding, kHead };
+enum class Role {
+  kQuery,
+  kKey,
+  kValue,
+  kOutput,
+  kGate,
+  kUp,
+  kDown,
+  kRouter,  // [experts, hidden]: a score for each expert
+  kSharedGate,  // [1, hidden]: how much of the shared expert a token takes
+  kEmbedding,
+  kHead
+};
 [[nodiscard]] std::string_view role_name(Role role);
 
 // y = x W^T + b with W [out_features, in_features].
@@ -48,6 +61,20 @@ struct CalibrationSite {
 enum DenseSite { kAttentionInput = 0, kAttentionOutput = 1, kMlpInput = 2, kMlpHidden = 3 };
 inline constexpr int kDenseSites = 4;
 
+// The linears of a mixture of experts, as indices into Block::linears. Gate, up and down of an
+// expert follow each other, and so do the experts.
+struct Mixture {
+  int router = 0;
+  int first_expert = 0;
+  int shared_expert = -1;  // gate_proj of the expert that every token takes; -1: none
+  int shared_gate = -1;
+  int experts = 0;
+  int experts_per_token = 0;
+  bool normalize = false;
+
+  [[nodiscard]] int expert(int index) const noexcept { return first_expert + 3 * index; }
+};
+
 // A pre-norm decoder block: x += attention(norm(x)); x += mlp(norm(x)). All plain data.
 struct Block {
   int index = 0;
@@ -57,8 +84,10 @@ struct Block {
   Norm q_norm;
   Norm k_norm;
   std::int64_t sliding_window = 0;
-  std::vector<Linear> linears;  // q, k, v, o, gate, up, down
-  std::vector<CalibrationSite> sites;  // indexed by DenseSite
+  std::optional<Mixture> mixture;  // in place of gate, up and down
+  std::vector<Linear> linears;  // q, k, v, o, gate, up, down; of a mixture as that says
+  // Indexed by DenseSite; a mixture ends with kMlpInput, whose rows go to some of its linears each.
+  std::vector<CalibrationSite> sites;
 };
 enum DenseLinear { kQ = 0, kK = 1, kV = 2, kO = 3, kGateProj = 4, kUpProj = 5, kDownProj = 6 };
 
@@ -96,6 +125,10 @@ struct Family {
 // Reads config.json and builds the graph; throws UnsupportedError, with the known families, for
 // another model_type.
 [[nodiscard]] ModelGraph build_graph(const Json& config, const std::string& where);
+
+// Throws UnsupportedError when a block is a mixture of experts: such models run, and what calls
+// this does not do them yet.
+void refuse_mixtures(const ModelGraph& graph, const std::string& where);
 
 // Checks that every tensor the graph names is in the store with its shape (quantized linears
 // excepted: their format checks them). Throws ParseError naming the first that is not.

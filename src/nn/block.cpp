@@ -3,6 +3,7 @@
 
 #include "kernels/kernels.h"
 #include "nn/linear.h"
+#include "nn/moe.h"
 
 #include <utility>
 #include <vector>
@@ -95,6 +96,10 @@ void apply_site(
       return;
     case kAttentionOutput: add_linear(ctx, workspace, weights.linears[kO], X, rows, x); return;
     case kMlpInput: {
+      if (block.mixture) {
+        mixture_forward(ctx, workspace, *block.mixture, weights, X, rows, x);
+        return;
+      }
       std::vector<float> gate(
           static_cast<std::size_t>(rows * weights.linears[kGateProj].out_features));
       std::vector<float> up(gate.size());

@@ -581,6 +581,7 @@ PreparedRun prepare_quantize(const Context& ctx, const QuantizeOptions& options)
   }
   run.graph = build_graph(run.source->config(), run.source->config_place());
   check_tensors(run.graph, *run.source);
+  refuse_mixtures(run.graph, options.model);
   make_plan(ctx, options, run);
   run.needs_calibration = !options.calibration.files.empty() || !options.imatrix_output.empty();
   for (const PlannedLinear& linear : run.plan.linears) {
