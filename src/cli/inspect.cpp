@@ -15,7 +15,7 @@ namespace {
 
 int run_inspect(Session& session, const std::string& model_text) {
   const auto checkpoint = open_checkpoint(resolve_model(model_text));
-  const ModelGraph graph = build_graph(checkpoint->config(), checkpoint->config_place());
+  const ModelGraph graph = build_graph(*checkpoint);
   check_tensors(graph, *checkpoint);
   const ModelConfig& config = graph.config;
   const std::uint64_t bytes = tensor_bytes(*checkpoint);

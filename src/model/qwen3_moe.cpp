@@ -5,14 +5,14 @@ namespace quern {
 
 // Qwen3-MoE: the attention of Qwen3, mixtures without a shared expert.
 ModelGraph build_qwen3_moe(const JsonReader& config) {
-  DenseDefaults defaults;
+  DecoderDefaults defaults;
   defaults.sliding_by_layer = true;
   defaults.mixture = true;
-  DenseOptions options;
+  DecoderOptions options;
   options.qkv_bias = config.get_bool_or("attention_bias", false);
   options.output_bias = options.qkv_bias;
   options.qk_norm = true;
-  return dense_graph(read_dense_config(config, defaults), options);
+  return decoder_graph(read_decoder_config(config, defaults), options);
 }
 
 }  // namespace quern
