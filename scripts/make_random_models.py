@@ -35,7 +35,6 @@ import torch
 import transformers
 
 VOCAB = 307
-LENGTHS = (48, 19, 1)
 COMMON = {
     "vocab_size": VOCAB,
     "hidden_size": 64,
@@ -49,6 +48,25 @@ COMMON = {
 }
 
 
+# Gated DeltaNet in three of four layers, gated attention with a quarter of each head rotated.
+HYBRID = {
+    "num_hidden_layers": 4,
+    "head_dim": 32,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-6,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 24,
+    "linear_conv_kernel_dim": 4,
+    "layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"],
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000000.0, "partial_rotary_factor": 0.25},
+}
+
+
+CHUNKS = (150, 19, 1)  # DeltaNet works on chunks of 64
+
+
 @dataclasses.dataclass(frozen=True)
 class Model:
     """One model to make; `classic` writes the rope and dtype keys of config.json as transformers 4 did."""
@@ -59,6 +77,7 @@ class Model:
     config: dict[str, Any]
     classic: bool
     max_shard_size: str = "1GB"
+    lengths: tuple[int, ...] = (48, 19, 1)
 
 
 MODELS = (
@@ -182,6 +201,48 @@ MODELS = (
         },
         classic=True,
     ),
+    Model(
+        "qwen3-next",
+        "qwen3_next",
+        torch.bfloat16,
+        HYBRID
+        | {
+            "intermediate_size": 96,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 48,
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "norm_topk_prob": True,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [2],
+            "tie_word_embeddings": False,
+        },
+        classic=False,
+        lengths=CHUNKS,
+    ),
+    Model(
+        "qwen3.5",
+        "qwen3_5_text",
+        torch.bfloat16,
+        HYBRID | {"intermediate_size": 96, "tie_word_embeddings": True},
+        classic=False,
+        lengths=CHUNKS,
+    ),
+    Model(
+        "qwen3.5-moe",
+        "qwen3_5_moe_text",
+        torch.bfloat16,
+        HYBRID
+        | {
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 48,
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "tie_word_embeddings": False,
+        },
+        classic=False,
+        lengths=CHUNKS,
+    ),
 )
 
 
@@ -212,9 +273,9 @@ def use_classic_keys(path: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def make_ids(seed: int) -> list[list[int]]:
+def make_ids(seed: int, lengths: tuple[int, ...]) -> list[list[int]]:
     rng = random.Random(seed)
-    return [[rng.randrange(VOCAB) for _ in range(length)] for length in LENGTHS]
+    return [[rng.randrange(VOCAB) for _ in range(length)] for length in lengths]
 
 
 @torch.no_grad()
@@ -237,7 +298,7 @@ def make_model(spec: Model, directory: Path) -> None:
     if spec.classic:
         use_classic_keys(directory / "config.json")
 
-    ids = make_ids(seed)
+    ids = make_ids(seed, spec.lengths)
     logits = golden_logits(directory, ids)
     check_features_matter(spec, directory, ids, logits)
     golden = directory / "golden"

@@ -43,7 +43,10 @@ INSTANTIATE_TEST_SUITE_P(
         "random-models/qwen2-yarn",
         "random-models/qwen3-wide-heads",
         "random-models/qwen3-moe",
-        "random-models/qwen2-moe"),
+        "random-models/qwen2-moe",
+        "random-models/qwen3-next",
+        "random-models/qwen3.5",
+        "random-models/qwen3.5-moe"),
     [](const auto& model) { return testing::test_name(model.param); });
 
 TEST_P(GoldenModel, LogitsAtEveryPosition) {
