@@ -30,7 +30,7 @@ cmake --build --preset release
 quern=build/release/quern
 mkdir -p "$out"
 
-"$quern" quantize "$model" -o "$out/model-4bit" --bits 4 --force
+"$quern" quantize "$model" -o "$out/model-4bit" --recipe best --bits 4 --force
 "$quern" eval "$model" --perplexity "$text" "${windows[@]}" --json >"$out/original.json"
 "$quern" eval "$out/model-4bit" --reference "$model" --perplexity "$text" "${windows[@]}" --json >"$out/result.json"
 "$quern" verify "$out/model-4bit" --against "$model"

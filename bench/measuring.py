@@ -39,6 +39,7 @@ def arguments_of(doc: str) -> argparse.ArgumentParser:
     parser.add_argument("--calibration", required=True)
     parser.add_argument("--peers", type=pathlib.Path, help="folder of NAME.json (default: MODEL/golden/peers.json)")
     parser.add_argument("--windows", type=int, default=40)
+    parser.add_argument("--samples", type=int, help="calibration sequences (default: all of the file)")
     parser.add_argument("--results", type=pathlib.Path, help="kept here, so that a run cut short goes on")
     return parser
 
@@ -51,6 +52,8 @@ class Bench:
 
     def measure(self, model: pathlib.Path, options: list[str]) -> dict:
         """Quantizes with `options` and evaluates against the original."""
+        samples = ["--samples", str(self.arguments.samples)] if self.arguments.samples else []
+        options = [*options, *samples]
         key = " ".join([model.name, *options, str(self.arguments.windows)])
         if key not in self.known:
             with tempfile.TemporaryDirectory() as folder:

@@ -114,7 +114,7 @@ TEST_F(CommandLine, Models) {
     refused(3, {verb, ""}, "no such model");
     refused(3, {verb, std::string(5000, 'a')}, "no such model");
     refused(3, {verb, at("no.gguf")});
-    refused(3, {verb, file("model.gguf", "GGUF")}, "GGUF");
+    refused(3, {verb, file("forged.gguf", "GGUF")}, "GGUF");
     refused(3, {verb, scratch_.path()}, "config.json");
     refused(6, {verb, "organisation/no-such-model"}, "cache");
     refused(6, {verb, "organisation/no-such-model@v1"}, "cache");
@@ -175,7 +175,7 @@ TEST_F(CommandLine, Outputs) {
   to(2, at(std::string(300, 'x')), "name");
   fs::create_symlink("nowhere", at("dangling"));
   to(2, at("dangling"), "link");
-  refused(1, {"plan", model_, "-o", scratch_.path()}, "directory");
+  refused(2, {"plan", model_, "-o", scratch_.path()}, "directory");
   refused(1, {"logits", model_, "--ids", file("i.json", "[[1]]"), "-o", at("no/x")}, "write");
 }
 

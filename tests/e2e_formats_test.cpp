@@ -99,7 +99,17 @@ TEST_F(Formats, MixedPlansAreWrittenWhereTheyCanBe) {
       3,
       {"quantize", model_, "-o", at("x"), "--plan", at("plan.json"), "--format", "awq"},
       "one scheme for all modules");
-  ASSERT_EQ(quantize("compressed-tensors", {"--plan", at("plan.json")}).code, 0);
+  ASSERT_EQ(
+      run_quern({"quantize",
+                 model_,
+                 "-o",
+                 at("compressed-tensors"),
+                 "--plan",
+                 at("plan.json"),
+                 "--format",
+                 "compressed-tensors"})
+          .code,
+      0);
   const Json verified = json_of({"verify", at("compressed-tensors"), "--engine", "vllm"});
   EXPECT_TRUE(verified["problems"].empty());
   refused(
@@ -132,7 +142,7 @@ TEST_F(Formats, OtherFormsGoToTheContainerAndToDense) {
         3,
         {"export", at(source), "-o", at("x"), "--format", "compressed-tensors"},
         "formats that hold this model: dense with --dtype float32, quern");
-    refused(3, {"export", at(source), "-o", at("x"), "--format", "gguf"}, "quern quantize");
+    refused(3, {"export", at(source), "-o", at("x"), "--format", "gguf:Q8_0"}, "quern quantize");
     EXPECT_EQ(run_quern({"verify", at(source), "--engine", "vllm"}).code, 1);
   }
   EXPECT_EQ(run_quern({"verify", at("m.gguf"), "--engine", "llama.cpp"}).code, 0);
@@ -141,6 +151,7 @@ TEST_F(Formats, OtherFormsGoToTheContainerAndToDense) {
 TEST_F(Formats, OneRunWritesSeveral) {
   const Words also = {"--also", "compressed-tensors", "--also", "quern"};
   ASSERT_EQ(quantize("gptq", also).code, 0);
+  ASSERT_EQ(quantize("quern", {"--also", "compressed-tensors", "--embedding-bits", "8"}).code, 0);
   for (const std::string other : {"compressed-tensors", "quern"}) {
     SCOPED_TRACE(other);
     const Json same = json_of({"compare", at("gptq"), at("gptq-" + other), "--weights-only"});
@@ -205,6 +216,87 @@ TEST_F(Formats, AnImportanceMatrixStandsForText) {
        "--imatrix-out",
        at("other")},
       "--no-resume");
+}
+
+// A slip of the hand must not cost a model, a text or a night of work.
+TEST_F(Formats, WhatIsWrittenBesideTheOutput) {
+  const std::string model = at("model");
+  fs::copy(model_, model, fs::copy_options::recursive);
+  const std::string text = at("text.txt");
+  write_file(text, std::string(50000, 'a'));
+  const Words base = {"quantize", model, "-o", at("x"), "--method", "rtn"};
+  const auto with = [&](const Words& more) {
+    Words words = base;
+    words.insert(words.end(), more.begin(), more.end());
+    return words;
+  };
+  refused(2, with({"--imatrix-out", model + "/model.safetensors"}), "something else");
+  refused(2, with({"--imatrix-out", text}), "something else");
+  refused(2, with({"--imatrix-out", at("x") + "/m.imatrix"}), "in the output");
+  refused(2, with({"--report", model + "/config.json"}), "something else");
+  refused(2, with({"--report", model}), "a directory stands there");
+  refused(2, with({"--report", at("x") + "/report.html"}), "in the output");
+  refused(2, {"plan", model, "-o", model + "/config.json"}, "something else");
+  fs::create_directories(at("x-awq"));
+  write_file(at("x-awq") + "/mine.txt", "x");
+  refused(2, with({"--also", "awq"}), "x-awq");
+  for (const char* name : {"x", "x.run", "x.partial"}) {
+    EXPECT_FALSE(fs::exists(at(name))) << name;
+  }
+  EXPECT_EQ(read_file(model + "/config.json"), read_file(model_ + "/config.json"));
+  // Directories are made, and what these options wrote before is theirs.
+  for (int i = 0; i < 2; ++i) {
+    const RunResult result = run_quern(with(
+        {"--force",
+         "--report",
+         at("new/report.html"),
+         "--imatrix-out",
+         at("new/m.imatrix"),
+         "--samples",
+         "2"}));
+    EXPECT_EQ(result.code, 0) << result.err;
+    EXPECT_EQ(run_quern({"plan", model, "-o", at("new/plan.json")}).code, 0);
+  }
+  refused(2, {"report", at("x"), "-o", at("x") + "/quantization_manifest.json"}, "something else");
+}
+
+TEST_F(Formats, GgufInADirectoryAndAsItIs) {
+  ASSERT_EQ(quantize("gguf:Q4_0").code, 0);
+  const std::string made = at("gguf:Q4_0");
+  EXPECT_TRUE(fs::exists(made + "/model.gguf"));
+  const Json verified = json_of({"verify", made, "--against", model_});
+  EXPECT_TRUE(verified["problems"].empty()) << verified["problems"];
+  const Json copied = json_of({"export", made, "-o", at("copy.gguf"), "--format", "gguf"});
+  EXPECT_EQ(copied["format"], "gguf");
+  EXPECT_EQ(read_file(at("copy.gguf")), read_file(made + "/model.gguf"));
+  (void)json_of({"export", made, "-o", at("dense"), "--format", "dense"});
+  EXPECT_EQ(run_quern({"verify", at("dense"), "--against", model_}).code, 0);
+  refused(3, {"export", made, "-o", at("other.gguf"), "--format", "gguf:Q8_0"}, "quern quantize");
+}
+
+TEST_F(Formats, PlansSayWhatIsWrongWithThem) {
+  ASSERT_EQ(run_quern({"plan", model_, "--method", "rtn", "-o", at("plan.json")}).code, 0);
+  const Json plan = read_json(at("plan.json"));
+  const auto edited = [&](const std::string& key, const Json& value, bool of_linear) {
+    Json other = plan;
+    (of_linear ? other["linears"][3] : other)[key] = value;
+    write_file(at("edited.json"), other.dump());
+    return Words{"quantize", model_, "-o", at("x"), "--plan", at("edited.json")};
+  };
+  refused(3, edited("method", "foo", true), "o_proj");
+  refused(3, edited("method", "", true), "o_proj");
+  refused(3, edited("bits", 1, true), "o_proj");
+  refused(3, edited("shape", {1, 2}, true), "o_proj");
+  refused(3, edited("transform", "zzz", false), "channel factors");
+  refused(3, edited("schema", "zzz", false), "quern.plan/1");
+  Words twice = edited("model", "any", false);
+  twice.insert(twice.end(), {"--bits", "3"});
+  refused(2, twice, "says this already");
+  refused(
+      3, {"plan", model_, "--format", "awq", "--linear-bpw", "4.3"}, "one scheme for all linears");
+  refused(2, {"plan", model_, "--format", "gguf:Q3_K", "--bpw", "6"}, "leaves nothing to plan");
+  refused(2, {"plan", model_, "--embedding-bits", "5", "--format", "quern"}, "16, 8, 6, 4");
+  refused(2, {"plan", model_, "--activation-scale", "static"}, "--activation-bits");
 }
 
 TEST_F(Formats, Misuse) {

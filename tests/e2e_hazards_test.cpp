@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "format/safetensors.h"
+#include "format/safetensors_writer.h"
 #include "quant/mixed_rows.h"
 #include "run_binary.h"
 #include "running_model.h"
@@ -254,6 +255,53 @@ TEST_F(Hazards, ATableThatServesTwoEnds) {
   EXPECT_EQ(stricter["bits"], 8);
   EXPECT_EQ(table({"--embedding-bits", "4"})["bits"], 6);
   EXPECT_EQ(table({"--embedding-bits", "8", "--head-bits", "4"})["bits"], 8);
+}
+
+// Some releases hold the tied table a second time, as the head (Qwen3-0.6B): the quantized table
+// stands for both, wherever it is quantized.
+TEST_F(Hazards, ACopyOfTheTiedTable) {
+  const std::string with_copy = at("with-copy");
+  fs::copy(bundled_model("tiny-qwen2.5"), with_copy, fs::copy_options::recursive);
+  const auto store = SafetensorsStore::open(with_copy + "/model.safetensors");
+  std::vector<TensorDeclaration> declarations;
+  for (const auto& [name, view] : store->tensors()) {
+    declarations.push_back({name, view.dtype, view.shape});
+  }
+  const TensorView* table = store->find("model.embed_tokens.weight");
+  declarations.push_back({"lm_head.weight", table->dtype, table->shape});
+  {
+    fs::create_directories(at("written"));
+    SafetensorsWriter writer(at("written"), plan_safetensors(declarations, {}));
+    for (const auto& [name, view] : store->tensors()) {
+      writer.write(name, view.bytes);
+    }
+    writer.write("lm_head.weight", table->bytes);
+    writer.finish();
+  }
+  fs::rename(at("written") + "/model.safetensors", with_copy + "/model.safetensors");
+  for (const std::string format : {"quern", "compressed-tensors"}) {
+    SCOPED_TRACE(format);
+    const Json made = json_of(
+        {"quantize",
+         with_copy,
+         "-o",
+         at(format),
+         "--method",
+         "rtn",
+         "--embedding-bits",
+         "8",
+         "--format",
+         format});
+    EXPECT_EQ(made["predicted"]["bytes"], made["bytes"]);
+    const auto written = SafetensorsStore::open(at(format) + "/model.safetensors");
+    EXPECT_EQ(written->find("lm_head.weight"), nullptr);
+    EXPECT_EQ(run_quern({"verify", at(format), "--against", with_copy}).code, 0);
+    EXPECT_LT(divergence("tiny-qwen2.5", format), 0.3);
+  }
+  // A table that keeps its floats keeps its copy.
+  (void)json_of({"quantize", with_copy, "-o", at("gptq"), "--method", "rtn"});
+  EXPECT_NE(
+      SafetensorsStore::open(at("gptq") + "/model.safetensors")->find("lm_head.weight"), nullptr);
 }
 
 // compressed-tensors cannot tie a packed table: it is written twice, and config.json says so.

@@ -361,7 +361,7 @@ TEST_F(Plans, BrokenOnesAreRefused) {
   edit("q_proj", {{"group_size", 1 << 30}});
   refused(3);
   edit("down_proj", {{"method", "unknown"}});
-  refused(2);
+  refused(3);
   plan_["linears"] = "all";
   refused(3);
   plan_ = Json::array();

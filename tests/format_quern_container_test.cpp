@@ -153,7 +153,9 @@ TEST(QuernContainer, RefusesWhatWasNotDeclared) {
   module.scheme->bits = 9;
   EXPECT_THROW(format.check(module), UnsupportedError);
   module = module_of(packed);
-  module.scale_dtype = DType::kF32;
+  module.scale_dtype = DType::kF32;  // holds every scale
+  EXPECT_NO_THROW((void)format.pack(packed, module));
+  module.out_features = 65;
   EXPECT_THROW((void)format.pack(packed, module), std::logic_error);
   module = module_of(packed);
   module.kind = "lattice";

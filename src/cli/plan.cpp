@@ -2,6 +2,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "cli/quantize_arguments.h"
+#include "pipeline/run_paths.h"
 
 #include <fmt/format.h>
 
@@ -15,15 +16,26 @@ struct Arguments : QuantizeArguments {
   std::string explain;
 };
 
+bool is_plan_file(const std::filesystem::path& file) {
+  try {
+    const Json document = read_json(file);
+    return document.is_object() && document.value("schema", Json()) == kPlanSchema;
+  } catch (const Error&) {
+    return false;
+  }
+}
+
 // The linear that is called `name`, or whose name ends so.
 const PlannedLinear& named_linear(const QuantPlan& plan, const std::string& name) {
   const PlannedLinear* found = plan.find(name);
   std::string matches;
+  std::string found_first;
   if (found == nullptr && !name.empty()) {
     int count = 0;
     for (const PlannedLinear& linear : plan.linears) {
       if (linear.name.ends_with("." + name)) {
         found = &linear;
+        found_first = found_first.empty() ? linear.name : found_first;
         matches += (++count > 1 ? ", " : "") + linear.name;
       }
     }
@@ -34,7 +46,7 @@ const PlannedLinear& named_linear(const QuantPlan& plan, const std::string& name
         matches.empty() ? "no such linear" : "more than one linear ends so",
         "--explain " + name,
         matches.empty() ? "the plan does not name it" : "found " + printable(matches),
-        plan.linears.empty() ? "quern inspect lists them" : "--explain " + plan.linears[0].name);
+        found_first.empty() ? "quern plan MODEL lists them" : "--explain " + found_first);
   }
   return *found;
 }
@@ -62,15 +74,18 @@ int run_plan(Session& session, const Arguments& arguments) {
   QuantizeArguments shared = arguments;
   shared.output = arguments.output.empty() ? "out" : arguments.output;
   const QuantizeOptions options = quantize_options(session, shared);
+  if (!arguments.output.empty()) {
+    prepare_side_output(arguments.output, "-o", {}, is_plan_file);
+  }
   const PreparedRun run = prepare_quantize(session.context(), options);
   if (!arguments.explain.empty()) {
     const PlannedLinear& linear = named_linear(run.plan, arguments.explain);
     session.print_text(explain(linear));
-    session.print_json({{"schema", "quern.plan/1"}, {"linear", linear_json(run.plan, linear)}});
+    session.print_json({{"schema", kPlanSchema}, {"linear", linear_json(run.plan, linear)}});
     return 0;
   }
   const Json document = {
-      {"schema", "quern.plan/1"},
+      {"schema", kPlanSchema},
       {"model", arguments.model},
       {"budget", run.planning.budget},
       {"predicted", predicted_json(run)},

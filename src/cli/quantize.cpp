@@ -6,6 +6,8 @@
 #include "format/checkpoint.h"
 #include "pipeline/difference.h"
 #include "pipeline/export.h"
+#include "pipeline/run_paths.h"
+#include "pipeline/staging.h"
 #include "report/report.h"
 
 #include <fmt/format.h>
@@ -51,6 +53,10 @@ void log_result(const Context& ctx, const Json& manifest, const QuantizeArgument
       "next: quern eval {} --reference {} --perplexity TEXT", arguments.output, arguments.model));
 }
 
+std::filesystem::path also_output(const QuantizeOptions& options, const std::string& format) {
+  return options.output.string() + "-" + format;
+}
+
 // Exports of the result; one that stands there from before is kept when it is equal.
 Json write_also(Session& session, const QuantizeOptions& options) {
   const Context& ctx = session.context();
@@ -58,7 +64,7 @@ Json write_also(Session& session, const QuantizeOptions& options) {
   for (const std::string& format : options.also) {
     ExportOptions target;
     target.model = options.output;
-    target.output = options.output.string() + "-" + format;
+    target.output = also_output(options, format);
     target.format = format;
     target.force = options.force;
     target.shard_bytes = options.shard_bytes;
@@ -76,8 +82,33 @@ Json write_also(Session& session, const QuantizeOptions& options) {
   return exports;
 }
 
+bool is_export(const std::filesystem::path& directory) {
+  try {
+    return read_json(directory / "quantization_manifest.json").value("schema", "") ==
+           "quern.export/1";
+  } catch (const std::exception&) {
+    return false;
+  }
+}
+
+// What would only come to light when the work is done.
+void check_outputs(const QuantizeOptions& options, const Arguments& arguments) {
+  for (const std::string& format : options.also) {
+    const std::filesystem::path output = also_output(options, format);
+    if (!(options.resume && is_export(output))) {
+      refuse_occupied(output, options.force);
+    }
+  }
+  if (!arguments.report.empty()) {
+    const RunPaths paths = resolve_run_paths(options.output, options.work_directory, options.model);
+    prepare_side_output(
+        arguments.report, "--report", {paths.output, paths.staging, paths.work}, is_html_report);
+  }
+}
+
 int run_quantize(Session& session, const Arguments& arguments) {
   const QuantizeOptions options = quantize_options(session, arguments);
+  check_outputs(options, arguments);
   const Context& ctx = session.context();
   if (arguments.dry_run) {
     const PreparedRun run = prepare_quantize(ctx, options);

@@ -8,6 +8,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <charconv>
 #include <limits>
 #include <string_view>
@@ -84,7 +85,10 @@ void parse_embedding_bits(const std::string& text, bool force, TableChoice& tabl
   }
   const std::int64_t bits = number(text);
   if (bits != 16 && (bits > 8 || bits < 2)) {
-    refuse("expected 16, or 2 to 8");
+    refuse("expected 16, 8, 6, 4, mixed or mixed:COUNT");
+  }
+  if (bits == 5 || bits == 7) {
+    refuse("no format has such tables; expected 16, 8, 6, 4, mixed or mixed:COUNT");
   }
   if (bits < 4 && !force) {
     refuse("below 4 bits rare tokens lose their meaning; --force does it all the same");
@@ -330,6 +334,18 @@ QuantizeOptions quantize_options(const Session& session, const QuantizeArguments
   options.activation.dynamic = a.activation_scale == "dynamic";
   options.format = a.format;
   options.also = a.also;
+  for (const std::string& name : a.also) {
+    const auto known = output_formats();
+    if (std::none_of(known.begin(), known.end(), [&](const OutputFormat& format) {
+          return format.name == name;
+        })) {
+      throw UsageError(
+          "unknown output format",
+          "--also " + printable(name, 60),
+          "expected one of " + output_format_names(),
+          "--also compressed-tensors");
+    }
+  }
   if (!a.order.empty()) {
     options.method_options.order = parse_order(a.order);
   }
@@ -358,6 +374,29 @@ QuantizeOptions quantize_options(const Session& session, const QuantizeArguments
                                 : fixed_ids   ? std::numeric_limits<std::int32_t>::max()
                                               : 128;
   options.calibration.length = a.length;
+  if (!a.plan.empty() && (a.method || a.recipe || a.bits || a.group_size || a.embedding_bits ||
+                          a.head_bits || a.activation_bits || !a.transform.empty())) {
+    throw UsageError(
+        "a plan says this already",
+        "--plan " + a.plan,
+        "with it --method, --bits, --group-size, --transform and the widths of tables and inputs "
+        "have no meaning",
+        "leave them out, or edit the plan");
+  }
+  if (a.activation_scale == "static" && !options.activation.active()) {
+    throw UsageError(
+        "no inputs to scale",
+        "--activation-scale static",
+        "the inputs of the linears stay floats",
+        "--activation-bits 8");
+  }
+  if (options.planning.budget.given() && a.format.find(':') != std::string::npos) {
+    throw UsageError(
+        "a type for all linears leaves nothing to plan",
+        "--format " + a.format,
+        "a budget chooses the type of each",
+        "--format gguf");
+  }
   options.imatrix = a.imatrix;
   if (options.planning.budget.given() && !options.imatrix.empty()) {
     throw UsageError(

@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "cli/verb.h"
+#include "pipeline/run_paths.h"
 
 #include <fmt/format.h>
 
@@ -42,6 +43,7 @@ int run_report(Session& session, const ReportArguments& arguments) {
   data.original_eval = optional_json(arguments.original_eval);
   data.result_eval = optional_json(arguments.result_eval);
   if (!arguments.output.empty()) {
+    prepare_side_output(arguments.output, "-o", {}, is_html_report);
     write_file(arguments.output, render_html_report(data));
     session.context().log.info(fmt::format("report: {}", arguments.output));
   }

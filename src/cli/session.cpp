@@ -83,7 +83,14 @@ Session::Session(const GlobalOptions& options, std::vector<std::string> argument
 
 std::string Session::command() const {
   std::string text = "quern";
+  bool skips = false;
   for (const std::string& argument : arguments_) {
+    // The number of threads changes no byte of a result, and so is not in its card either.
+    const bool skipped = skips || argument == "--threads" || argument.starts_with("--threads=");
+    skips = !skips && argument == "--threads";
+    if (skipped) {
+      continue;
+    }
     const bool plain =
         !argument.empty() &&
         argument.find_first_not_of(

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "pipeline/verify.h"
 
+#include "base/error.h"
 #include "cli/verb.h"
 #include "format/checkpoint.h"
 
@@ -43,8 +44,8 @@ int run_verify(Session& session, const VerifyArguments& arguments) {
   if (!arguments.against.empty()) {
     source = open_checkpoint(resolve_model(arguments.against));
   }
-  const Json document =
-      verify_checkpoint(session.context(), *checkpoint, source.get(), arguments.engine);
+  Json document = verify_checkpoint(session.context(), *checkpoint, source.get(), arguments.engine);
+  document["model"] = arguments.model;
   std::string text = fmt::format(
       "{}: {} tensors, {} quantized linears as {}, {} file hashes checked\n",
       arguments.model,
@@ -71,7 +72,19 @@ int run_verify(Session& session, const VerifyArguments& arguments) {
   text += good ? "all is well\n" : "";
   session.print_json(document);
   session.print_text(text);
-  return good ? 0 : 1;
+  if (!good) {
+    const std::size_t count = document["problems"].size();
+    throw Error(
+        ErrorKind::kFailed,
+        "the checkpoint did not pass",
+        arguments.model,
+        fmt::format(
+            "{}{}",
+            document["problems"].front().get<std::string>(),
+            count > 1 ? fmt::format(", and {} more", count - 1) : ""),
+        "quern verify without --json lists all");
+  }
+  return 0;
 }
 
 }  // namespace

@@ -56,6 +56,14 @@ CheckpointSource read_source(const std::filesystem::path& path) {
   std::error_code code;
   source.weights = path;
   source.directory = std::filesystem::is_directory(path, code) ? path : path.parent_path();
+  std::filesystem::directory_iterator(source.directory, code);
+  if (code == std::errc::permission_denied) {
+    throw IoError(
+        "cannot read the model",
+        path.string(),
+        code.message(),
+        "check the permissions of the directory");
+  }
   if (!is_there(path)) {
     throw IoError(
         "no such model",
@@ -100,6 +108,10 @@ CheckpointSource read_source(const std::filesystem::path& path) {
 std::unique_ptr<Checkpoint> open_checkpoint(const std::filesystem::path& path) {
   if (path.extension() == ".gguf") {
     return open_gguf(path);
+  }
+  // A directory into which quern wrote GGUF.
+  if (!is_there(path / "config.json") && is_there(path / kGgufInDirectory)) {
+    return open_gguf(path / kGgufInDirectory);
   }
   CheckpointSource source = read_source(path);
   std::string known;

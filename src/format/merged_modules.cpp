@@ -157,7 +157,9 @@ std::string ModuleRule::pattern() const {
 
 std::vector<ModuleRule> module_rules(std::span<const SchemedModule> modules) {
   std::vector<ModuleRule> rules;
-  for (const auto& [unit, scheme] : collect_units(modules)) {
+  for (const auto& entry : collect_units(modules)) {
+    const auto& unit = entry.first;
+    const auto& scheme = entry.second;
     auto rule = std::find_if(rules.begin(), rules.end(), [&](const ModuleRule& each) {
       return each.head == unit.head && each.tail == unit.tail && each.scheme == scheme;
     });

@@ -142,6 +142,15 @@ std::vector<std::vector<std::byte>> pack_container(
     const QuantizedMatrix& matrix, const OutputModule& module) {
   const std::vector<TensorDeclaration> declared = container_declarations(module);
   std::vector<MatrixPart> parts = matrix.parts();
+  // Scales that were kept to a narrower type, so that another format holds them too.
+  for (std::size_t i = 0; i < parts.size() && i < declared.size(); ++i) {
+    MatrixPart& part = parts[i];
+    if (part.dtype != declared[i].dtype && part.shape == declared[i].shape &&
+        is_16_or_32_bit_float(part.dtype) && is_16_or_32_bit_float(declared[i].dtype)) {
+      part.bytes = from_float(to_float({part.dtype, part.shape, part.bytes}), declared[i].dtype);
+      part.dtype = declared[i].dtype;
+    }
+  }
   if (parts.size() != declared.size()) {
     throw std::logic_error("a matrix has other parts than were declared: " + module.name);
   }

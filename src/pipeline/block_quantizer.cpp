@@ -99,13 +99,6 @@ std::optional<SiteStats> diagonal_stats(const Imatrix& imatrix, const Linear& li
   }
   const std::vector<float> importance = entry->second.importance();
   const auto width = static_cast<std::size_t>(linear.in_features);
-  if (importance.size() != width) {
-    throw UsageError(
-        "an importance matrix of another model",
-        "--imatrix, " + *name,
-        fmt::format("expected {} columns, found {}", width, importance.size()),
-        "make one of this model with quern quantize --imatrix-out, or with llama.cpp");
-  }
   SiteStats stats;
   stats.width = linear.in_features;
   constexpr float kMostRows = 1e15F;  // counts are floats of a file

@@ -259,7 +259,7 @@ const OutputFormat& choose_format(
   const OutputFormat& format = find_output_format(requested);
   if (format.is_gguf) {
     throw UnsupportedError(
-        "export does not write GGUF",
+        "export rounds nothing into GGUF",
         "--format " + requested,
         "GGUF has types of its own, for which quantize chooses codes and scales",
         "quern quantize ORIGINAL -o OUT.gguf --format " + requested);
@@ -556,8 +556,53 @@ Json linears_json(const Export& job) {
 
 }  // namespace
 
+namespace {
+
+// GGUF keeps its types: the file as it is, opened and checked under its new name.
+Json copy_gguf(const ExportOptions& options, const Checkpoint& checkpoint, double started) {
+  const std::vector<fs::path> files = checkpoint.self_contained_files();
+  if (files.size() != 1) {
+    throw UnsupportedError(
+        "a GGUF model in several files",
+        options.model.string(),
+        "expected one file",
+        "llama-gguf-split --merge");
+  }
+  const bool is_file = options.output.extension() == ".gguf";
+  const RunPaths paths = resolve_run_paths(options.output, {}, files.front().parent_path());
+  refuse_occupied(paths.output, options.force);
+  const DirectoryLock lock(paths.staging);
+  const fs::path copy = paths.staging / (is_file ? paths.output.filename() : kGgufInDirectory);
+  check_disk(fs::file_size(files.front()), paths.staging);
+  fs::copy_file(files.front(), copy, fs::copy_options::overwrite_existing);
+  if (sha256_of_file(copy) != sha256_of_file(files.front())) {
+    throw_mismatch(copy.filename().string());
+  }
+  const auto written = open_checkpoint(copy);
+  const ModelGraph graph = build_graph(written->config(), written->config_place());
+  const std::uint64_t bytes = fs::file_size(copy);
+  put_in_place(is_file ? copy : paths.staging, paths.output, options.force);
+  return {
+      {"schema", "quern.export/1"},
+      {"output", options.output.string()},
+      {"source", options.model.string()},
+      {"format", "gguf"},
+      {"linears", Json::array()},
+      {"bits_per_weight", bits_per_weight(bytes, parameters_of(graph))},
+      {"bytes", bytes},
+      {"seconds", steady_seconds() - started}};
+}
+
+}  // namespace
+
 Json export_checkpoint(const Context& ctx, const ExportOptions& options) {
   const double started = steady_seconds();
+  if (options.format == "gguf") {
+    const auto checkpoint = open_checkpoint(options.model);
+    if (checkpoint->format() == "gguf") {
+      return copy_gguf(options, *checkpoint, started);
+    }
+  }
   if (!options.dtype.empty() && options.format != kDense) {
     throw UsageError(
         "a dtype is for dense weights only",

@@ -96,6 +96,9 @@ std::vector<TensorDeclaration> declare_output(const PreparedRun& run) {
   std::vector<TensorDeclaration> declarations;
   for (const auto& [name, view] : run.source->tensors().tensors()) {
     const auto found = replaced.find(name);
+    if (is_copy_of_table(run, name)) {
+      continue;
+    }
     if (found == replaced.end()) {
       declarations.push_back({name, view.dtype, view.shape});
       continue;
@@ -126,6 +129,17 @@ Json output_config(const PreparedRun& run, const Json& meta) {
 bool unties_table(const PreparedRun& run) {
   const PlannedLinear* table = run.plan.find(run.graph.embedding.module);
   return run.format->unties_tables && run.graph.head_tied && table != nullptr && !table->keep();
+}
+
+bool is_copy_of_table(const PreparedRun& run, const std::string& name) {
+  const PlannedLinear* table = run.plan.find(run.graph.embedding.module);
+  if (name != std::string(kUntiedHead) + kWeight || !run.graph.head_tied || table == nullptr ||
+      table->keep()) {
+    return false;
+  }
+  const TensorView* embedding = run.source->tensors().find(run.graph.embedding.weight());
+  const TensorView* head = run.source->tensors().find(name);
+  return head->shape == embedding->shape && same_floats(*head, *embedding, false);
 }
 
 Json untied_config(Json config) {
@@ -181,7 +195,7 @@ void write_output(
     }
   }
   for (const auto& [name, view] : store.tensors()) {
-    if (!replaced.contains(name) && !changed.contains(name)) {
+    if (!replaced.contains(name) && !changed.contains(name) && !is_copy_of_table(run, name)) {
       writer.write(name, view.bytes);
       store.release(view);
     }
@@ -213,7 +227,7 @@ Census verify_output(
   }
   for (const auto& [name, view] : store.tensors()) {
     ++census.in;
-    if (replaced.contains(name)) {
+    if (replaced.contains(name) || is_copy_of_table(run, name)) {
       continue;
     }
     if (run.gguf && run.graph.head_tied && name == "lm_head.weight") {

@@ -226,7 +226,7 @@ bool is_gguf_file(const fs::path& output) {
 
 // The file in the staging directory: the output's own name, or one inside of its directory.
 fs::path gguf_file_name(const fs::path& output) {
-  return is_gguf_file(output) ? output.filename() : fs::path("model.gguf");
+  return is_gguf_file(output) ? output.filename() : fs::path(kGgufInDirectory);
 }
 
 // Where the manifest of a finished result stands.
@@ -491,7 +491,7 @@ Json kept_json(const PreparedRun& run) {
   }
   Json kept = Json::array();
   for (const auto& [name, view] : run.source->tensors().tensors()) {
-    if (replaced.contains(name)) {
+    if (replaced.contains(name) || is_copy_of_table(run, name)) {
       continue;
     }
     std::string reason = "norm or bias";
@@ -539,6 +539,36 @@ std::uint64_t layout_bytes(const PreparedRun& run) {
   return run.layout.total_bytes() - run.layout.index.size();
 }
 
+// Formats that know one scheme for all linears leave nothing to plan.
+void refuse_one_scheme(const QuantizeOptions& options, const PreparedRun& run) {
+  std::vector<std::string> names = options.also;
+  names.emplace_back(run.format->name);
+  for (const std::string& name : names) {
+    const OutputFormat& format = find_output_format(name);
+    if (format.is_gguf) {
+      continue;
+    }
+    std::vector<OutputModule> modules;
+    for (PlannedLinear linear : run.plan.linears) {
+      if (!linear.is_table()) {
+        linear.scheme.bits = 4;
+        linear.scheme.group_size = linear.layer == 0 ? 64 : 128;
+        modules.push_back(output_module(linear, format, run.graph));
+      }
+    }
+    try {
+      (void)format.config(
+          {4, run.plan.linears.front().scheme.symmetric, 128, {}}, modules, Json::object());
+    } catch (const UnsupportedError& error) {
+      throw UnsupportedError(
+          "nothing to plan in this format",
+          "--format " + name,
+          fmt::format("{} has one scheme for all linears", name),
+          "--format compressed-tensors, gptq, gguf or quern; or --bits for all");
+    }
+  }
+}
+
 // From the file, for the budget, or every linear alike.
 void make_plan(const Context& ctx, const QuantizeOptions& options, PreparedRun& run) {
   const bool from_file = !options.plan_file.empty();
@@ -560,6 +590,7 @@ void make_plan(const Context& ctx, const QuantizeOptions& options, PreparedRun& 
   check_bits(run.plan);
   resolve_hot_rows(run.source->directory(), !from_file, run.plan);
   if (options.planning.budget.given()) {
+    refuse_one_scheme(options, run);
     plan_for_budget(ctx, options, run);
   } else if (!from_file && !run.format->is_gguf) {
     keep_odd_shapes(ctx, *run.format, options, run.graph, run.plan);
@@ -604,11 +635,13 @@ PreparedRun prepare_quantize(const Context& ctx, const QuantizeOptions& options)
   if (std::all_of(run.plan.linears.begin(), run.plan.linears.end(), [](const auto& linear) {
         return linear.keep();
       })) {
+    const bool from_file = !options.plan_file.empty();
     throw UsageError(
         "the plan quantizes nothing",
-        options.plan_file.string(),
-        "every linear is kept",
-        "give at least one linear a method");
+        from_file ? options.plan_file.string() : "--format " + options.format,
+        "every linear is kept: " + run.plan.linears.front().reason,
+        from_file ? "give at least one linear a method"
+                  : "--group-size channel, or another format");
   }
   check_other_formats(run, options.also);
   if (run.format->is_gguf) {
@@ -621,12 +654,13 @@ PreparedRun prepare_quantize(const Context& ctx, const QuantizeOptions& options)
     layout.max_file_bytes = options.shard_bytes;
     run.layout = plan_safetensors(run.declarations, layout);
   }
-  if (unties_table(run) && run.source->tensors().find("lm_head.weight") != nullptr) {
+  if (unties_table(run) && run.source->tensors().find("lm_head.weight") != nullptr &&
+      !is_copy_of_table(run, "lm_head.weight")) {
     throw UnsupportedError(
-        "the file holds a copy of the tied table",
+        "a head that is no copy of the table that it is tied to",
         "lm_head.weight",
-        fmt::format("{} writes the packed table twice, and that copy beside it", run.format->name),
-        "leave embeddings in 16 bits, or --format quern");
+        "config.json ties them, and the file holds two different ones",
+        "set tie_word_embeddings to false in config.json if both are meant");
   }
   if (run.layout.files.size() > kMostShards) {
     throw UsageError(
@@ -723,6 +757,44 @@ CalibrationSet calibration_of(const Imatrix& imatrix, const fs::path& path) {
   return set;
 }
 
+void check_imatrix(const Imatrix& imatrix, const ModelGraph& graph, const fs::path& path) {
+  int known = 0;
+  for (const Block& block : graph.blocks) {
+    for (const Linear& linear : block.linears) {
+      const auto name = gguf_tensor_name(linear.weight());
+      const auto entry = name ? imatrix.entries.find(*name) : imatrix.entries.end();
+      if (entry == imatrix.entries.end()) {
+        continue;
+      }
+      ++known;
+      const std::size_t width = entry->second.sums.size();
+      if (width != static_cast<std::size_t>(linear.in_features)) {
+        throw UsageError(
+            "an importance matrix of another model",
+            "--imatrix " + path.string() + ", " + *name,
+            fmt::format("expected {} columns, found {}", linear.in_features, width),
+            "make one of this model with quern quantize --imatrix-out, or with llama.cpp");
+      }
+    }
+  }
+  if (known == 0) {
+    throw UsageError(
+        "an importance matrix of another model",
+        "--imatrix " + path.string(),
+        "it names none of the linears",
+        "make one of this model with quern quantize --imatrix-out, or with llama.cpp");
+  }
+}
+
+bool is_imatrix(const fs::path& file) {
+  try {
+    (void)read_imatrix(file);
+    return true;
+  } catch (const Error&) {
+    return false;
+  }
+}
+
 void write_imatrix_of(
     const PartSource& parts,
     const ModelGraph& graph,
@@ -756,6 +828,13 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
   PreparedRun run = prepare_quantize(ctx, options);
   const RunPaths paths =
       resolve_run_paths(options.output, options.work_directory, run.source->directory());
+  if (!options.imatrix_output.empty()) {
+    prepare_side_output(
+        options.imatrix_output,
+        "--imatrix-out",
+        {paths.output, paths.staging, paths.work},
+        is_imatrix);
+  }
   ctx.log.info(describe_plan(run, options));
   if (unties_table(run)) {
     ctx.log.warning(fmt::format(
@@ -779,6 +858,7 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
   if (!options.imatrix.empty()) {
     imatrix = read_imatrix(options.imatrix);
     calibration = calibration_of(*imatrix, options.imatrix);
+    check_imatrix(*imatrix, run.graph, options.imatrix);
   }
   MethodOptions method_options = options.method_options;
   method_options.storage = joint_storage(run, options.also);

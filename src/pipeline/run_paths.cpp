@@ -87,6 +87,40 @@ RunPaths resolve_run_paths(const fs::path& output, const fs::path& work, const f
   return paths;
 }
 
+void prepare_side_output(
+    const fs::path& file,
+    const std::string& option,
+    const std::vector<fs::path>& taken,
+    bool (*is_ours)(const fs::path& file)) {
+  const std::string where = option + " " + file.string();
+  const fs::path place = fs::weakly_canonical(fs::absolute(file));
+  for (const fs::path& directory : taken) {
+    if (is_within(place, directory)) {
+      throw UsageError(
+          "a file of the run is in the way",
+          where,
+          "it is in the output, which appears only when it is complete",
+          option + " of another directory");
+    }
+  }
+  std::error_code code;
+  if (fs::is_directory(place, code)) {
+    throw UsageError(
+        "a directory stands there", where, "expected the name of a file", option + " FILE");
+  }
+  if (fs::exists(place, code) && !is_ours(place)) {
+    throw UsageError(
+        "a file stands there that is something else",
+        where,
+        "it would be overwritten",
+        "choose another name, or move it away");
+  }
+  fs::create_directories(place.parent_path(), code);
+  if (code) {
+    throw_unusable(place.parent_path(), code.message());
+  }
+}
+
 DirectoryLock::DirectoryLock(fs::path directory) : directory_(std::move(directory)) {
   while (descriptor_ < 0) {
     std::error_code code;

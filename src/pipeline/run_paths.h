@@ -2,6 +2,8 @@
 #pragma once
 
 #include <filesystem>
+#include <string>
+#include <vector>
 
 namespace quern {
 
@@ -18,6 +20,16 @@ struct RunPaths {
     const std::filesystem::path& output,
     const std::filesystem::path& work,
     const std::filesystem::path& source);
+
+// What an option writes besides the output: a plan, a report, an importance matrix. Makes its
+// directory. Throws UsageError when it is a directory, lies in one of `taken` (where a result
+// appears only when it is complete), or when a file stands there that `is_ours` does not know as
+// one of its kind: a slip of the hand must not cost a model.
+void prepare_side_output(
+    const std::filesystem::path& file,
+    const std::string& option,
+    const std::vector<std::filesystem::path>& taken,
+    bool (*is_ours)(const std::filesystem::path& file));
 
 // `name` with `suffix` put at its end.
 [[nodiscard]] std::filesystem::path beside(std::filesystem::path name, const char* suffix);

@@ -83,24 +83,59 @@ void compare_linear(
   }
 }
 
+// The same values; GGUF keeps norms and biases in F32.
+bool same_tensor(const TensorView& copy, const TensorView& original) {
+  if (copy.shape != original.shape) {
+    return false;
+  }
+  if (copy.dtype == original.dtype) {
+    return std::equal(
+        copy.bytes.begin(), copy.bytes.end(), original.bytes.begin(), original.bytes.end());
+  }
+  return is_16_or_32_bit_float(copy.dtype) && is_16_or_32_bit_float(original.dtype) &&
+         to_float(copy) == to_float(original);
+}
+
+// Whether a checkpoint in floats holds the values of a quantized one (`quern export --format
+// dense`).
+bool is_dense_export(const Checkpoint& checkpoint) {
+  try {
+    const Json manifest = read_json(checkpoint.directory() / kManifestName);
+    return manifest.value("schema", "") == "quern.export/1" && checkpoint.format() == "dense";
+  } catch (const Error&) {
+    return false;
+  }
+}
+
 Comparison compare(
-    const Context& ctx, const Checkpoint& checkpoint, const Checkpoint& source, Json& problems) {
+    const Context& ctx,
+    const ModelGraph& graph,
+    const Checkpoint& checkpoint,
+    const Checkpoint& source,
+    Json& problems) {
   Comparison comparison;
+  const bool dense_export = is_dense_export(checkpoint);
   const TensorStore& written = checkpoint.tensors();
   for (const auto& [name, view] : source.tensors().tensors()) {
     const TensorView* copy = written.find(name);
     const std::string module = name.substr(0, name.rfind('.'));
     if (copy != nullptr) {
-      if (copy->dtype != view.dtype || copy->shape != view.shape ||
-          !std::equal(
-              copy->bytes.begin(), copy->bytes.end(), view.bytes.begin(), view.bytes.end())) {
+      if (same_tensor(*copy, view)) {
+        ++comparison.unchanged;
+      } else if (dense_export && view.shape.size() == 2 && copy->shape == view.shape) {
+        compare_linear(ctx, checkpoint, module, view, comparison, problems);
+      } else {
         problems.push_back(name + ": differs from the original");
       }
-      ++comparison.unchanged;
       written.release(*copy);
     } else if (
         name.ends_with(".weight") && view.shape.size() == 2 && checkpoint.is_quantized(module)) {
       compare_linear(ctx, checkpoint, module, view, comparison, problems);
+    } else if (
+        name == "lm_head.weight" && graph.head_tied &&
+        checkpoint.is_quantized(graph.embedding.module)) {
+      // The copy of a tied table that some originals hold: the quantized one stands for both.
+      compare_linear(ctx, checkpoint, graph.embedding.module, view, comparison, problems);
     } else {
       problems.push_back(name + ": is in the original and not here");
     }
@@ -228,7 +263,7 @@ Json verify_checkpoint(
       {"quantized_linears", quantized},
       {"hashes_checked", hashes}};
   if (source != nullptr) {
-    const Comparison comparison = compare(ctx, checkpoint, *source, problems);
+    const Comparison comparison = compare(ctx, graph, checkpoint, *source, problems);
     document["against"] = {
         {"model", source->directory().string()},
         {"unchanged_tensors", comparison.unchanged},

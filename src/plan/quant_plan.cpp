@@ -3,6 +3,8 @@
 
 #include "base/error.h"
 #include "quant/activation.h"
+#include "quant/method.h"
+#include "quant/scaling.h"
 
 #include <fmt/format.h>
 
@@ -114,9 +116,29 @@ void read_entry(const JsonReader& reader, PlannedLinear& entry) {
   if (entry.keep()) {
     return;
   }
+  const Method* method = find_method(entry.method);
+  if (method == nullptr) {
+    throw ParseError(
+        "unknown method",
+        reader.place("method"),
+        "found \"" + printable(entry.method, 60) + "\"",
+        "keep, or a method of quern info");
+  }
   entry.scheme = read_scheme(reader);
   if (entry.scheme.ggml) {
     return;
+  }
+  if (entry.scheme.bits < method->min_bits || entry.scheme.bits > method->max_bits) {
+    throw ParseError(
+        "a width that the method does not define",
+        reader.place("bits"),
+        fmt::format(
+            "{} takes {} to {} bits, found {}",
+            method->name,
+            method->min_bits,
+            method->max_bits,
+            entry.scheme.bits),
+        "change the plan, or make it again with quern plan");
   }
   entry.hot_rows = reader.get_int_in_or("hot_rows", 0, entry.out_features, 0);
   if (reader.has("range")) {
@@ -222,13 +244,37 @@ QuantPlan read_plan(const Json& document, const std::string& where, const ModelG
           "keep one of the two");
     }
   }
+  if (reader.get_string_or("schema", kPlanSchema) != kPlanSchema) {
+    throw ParseError(
+        "not a plan",
+        reader.place("schema"),
+        fmt::format("expected {}", kPlanSchema),
+        "make one with quern plan");
+  }
   QuantPlan plan;
   plan.transform = reader.get_string_or("transform", "");
+  plan.transform = plan.transform == "none" ? "" : plan.transform;
+  if (!plan.transform.empty() && find_transform(plan.transform) == nullptr) {
+    throw ParseError(
+        "unknown channel factors",
+        reader.place("transform"),
+        "found " + printable(plan.transform, 60),
+        "none, awq, scale or smoothquant");
+  }
   const auto take = [&](const Linear& linear, std::int64_t layer, bool required) {
     PlannedLinear entry = planned(linear, layer);
     const auto found = entries.find(linear.module);
     if (found != entries.end()) {
-      read_entry(JsonReader(*found->second, where + ": " + linear.module), entry);
+      const JsonReader item(*found->second, where + ": " + linear.module);
+      const Json shape = {linear.out_features, linear.in_features};
+      if (item.has("shape") && *item.json().find("shape") != shape) {
+        throw ParseError(
+            "a plan of another model",
+            item.place("shape"),
+            "expected " + shape.dump(),
+            "make the plan again with quern plan");
+      }
+      read_entry(item, entry);
       entries.erase(found);
     } else if (required) {
       throw ParseError(

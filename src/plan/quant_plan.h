@@ -78,6 +78,8 @@ struct TableChoice {
     const QuantScheme& scheme,
     const TableChoice& tables);
 
+inline constexpr const char* kPlanSchema = "quern.plan/1";
+
 // The `linears` of a plan document; throws ParseError, naming the entry, for values out of range,
 // for names that the graph does not have or that stand twice, and for linears of the graph that are
 // missing.

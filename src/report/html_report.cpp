@@ -4,7 +4,9 @@
 #include "report/report.h"
 #include "report/sections.h"
 
+#include <fstream>
 #include <string>
+#include <string_view>
 
 namespace quern {
 namespace {
@@ -12,6 +14,8 @@ namespace {
 // The page is meant to stay below 1.5 MB; a model of thousands of experts has a manifest larger
 // than that, and then the embedded copy goes without its linears.
 constexpr std::size_t kEmbeddedLimit = 900'000;
+
+constexpr const char* kFirstLine = "<!DOCTYPE html>\n";
 
 // Colours keep a contrast of at least 4.5 against their background in both schemes.
 constexpr const char* kStyle = R"css(
@@ -93,9 +97,16 @@ std::string embedded_data(const ReportData& data) {
 
 }  // namespace
 
+bool is_html_report(const std::filesystem::path& file) {
+  std::ifstream stream(file, std::ios::binary);
+  std::string start(std::string_view(kFirstLine).size(), '\0');
+  stream.read(start.data(), static_cast<std::streamsize>(start.size()));
+  return stream && start == kFirstLine;
+}
+
 std::string render_html_report(const ReportData& data) {
   HtmlWriter html;
-  html.raw("<!DOCTYPE html>\n");
+  html.raw(kFirstLine);
   html.open("html", {{"lang", "en"}});
   html.line();
   html.open("head");

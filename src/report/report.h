@@ -3,6 +3,7 @@
 
 #include "base/json.h"
 
+#include <filesystem>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -22,6 +23,9 @@ struct ReportData {
 
 // One HTML page without scripts or outside references. Strings of the manifest are untrusted.
 [[nodiscard]] std::string render_html_report(const ReportData& data);
+
+// Whether a file is a page that render_html_report made.
+[[nodiscard]] bool is_html_report(const std::filesystem::path& file);
 
 // The before/after table for a terminal: aligned columns, each line ended.
 [[nodiscard]] std::string render_text_summary(const ReportData& data);
