@@ -35,7 +35,6 @@ import torch
 import transformers
 
 VOCAB = 307
-LENGTHS = (48, 19, 1)
 COMMON = {
     "vocab_size": VOCAB,
     "hidden_size": 64,
@@ -49,6 +48,25 @@ COMMON = {
 }
 
 
+# Gated DeltaNet in three of four layers, gated attention with a quarter of each head rotated.
+HYBRID = {
+    "num_hidden_layers": 4,
+    "head_dim": 32,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-6,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 24,
+    "linear_conv_kernel_dim": 4,
+    "layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"],
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000000.0, "partial_rotary_factor": 0.25},
+}
+
+
+CHUNKS = (150, 19, 1)  # DeltaNet works on chunks of 64
+
+
 @dataclasses.dataclass(frozen=True)
 class Model:
     """One model to make; `classic` writes the rope and dtype keys of config.json as transformers 4 did."""
@@ -59,6 +77,7 @@ class Model:
     config: dict[str, Any]
     classic: bool
     max_shard_size: str = "1GB"
+    lengths: tuple[int, ...] = (48, 19, 1)
 
 
 MODELS = (
@@ -143,6 +162,87 @@ MODELS = (
         classic=False,
         max_shard_size="96KB",
     ),
+    Model(
+        "qwen3-moe",
+        "qwen3_moe",
+        torch.bfloat16,
+        {
+            "intermediate_size": 96,
+            "moe_intermediate_size": 32,
+            "num_experts": 8,
+            "num_experts_per_tok": 3,
+            "norm_topk_prob": True,
+            "num_hidden_layers": 3,
+            "mlp_only_layers": [1],
+            "head_dim": 32,
+            "max_position_embeddings": 128,
+            "rms_norm_eps": 1e-6,
+            "tie_word_embeddings": False,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+        },
+        classic=False,
+    ),
+    Model(
+        "qwen2-moe",
+        "qwen2_moe",
+        torch.bfloat16,
+        {
+            "intermediate_size": 96,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 48,
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "norm_topk_prob": False,
+            "decoder_sparse_step": 1,
+            "max_position_embeddings": 128,
+            "rms_norm_eps": 1e-6,
+            "tie_word_embeddings": False,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+        },
+        classic=True,
+    ),
+    Model(
+        "qwen3-next",
+        "qwen3_next",
+        torch.bfloat16,
+        HYBRID
+        | {
+            "intermediate_size": 96,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 48,
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "norm_topk_prob": True,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [2],
+            "tie_word_embeddings": False,
+        },
+        classic=False,
+        lengths=CHUNKS,
+    ),
+    Model(
+        "qwen3.5",
+        "qwen3_5_text",
+        torch.bfloat16,
+        HYBRID | {"intermediate_size": 96, "tie_word_embeddings": True},
+        classic=False,
+        lengths=CHUNKS,
+    ),
+    Model(
+        "qwen3.5-moe",
+        "qwen3_5_moe_text",
+        torch.bfloat16,
+        HYBRID
+        | {
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 48,
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "tie_word_embeddings": False,
+        },
+        classic=False,
+        lengths=CHUNKS,
+    ),
 )
 
 
@@ -157,7 +257,7 @@ def randomise(model: torch.nn.Module, dtype: torch.dtype, generator: torch.Gener
             values *= 0.5
         elif "embed_tokens" not in name:
             gain = 2.0 if "q_proj" in name or "k_proj" in name else 1.0
-            values *= gain / math.sqrt(parameter.shape[1])
+            values *= gain / math.sqrt(parameter.shape[-1])
         parameter.data = values.to(dtype)
 
 
@@ -173,9 +273,9 @@ def use_classic_keys(path: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def make_ids(seed: int) -> list[list[int]]:
+def make_ids(seed: int, lengths: tuple[int, ...]) -> list[list[int]]:
     rng = random.Random(seed)
-    return [[rng.randrange(VOCAB) for _ in range(length)] for length in LENGTHS]
+    return [[rng.randrange(VOCAB) for _ in range(length)] for length in lengths]
 
 
 @torch.no_grad()
@@ -189,7 +289,7 @@ def golden_logits(directory: Path, ids: list[list[int]], **overrides: Any) -> di
 
 def make_model(spec: Model, directory: Path) -> None:
     seed = zlib.crc32(spec.name.encode())
-    config = transformers.AutoConfig.for_model(spec.model_type, **COMMON, **spec.config)
+    config = transformers.AutoConfig.for_model(spec.model_type, **(COMMON | spec.config))
     model = transformers.AutoModelForCausalLM.from_config(config)
     randomise(model, spec.dtype, torch.Generator().manual_seed(seed))
     model.config.dtype = spec.dtype
@@ -198,7 +298,7 @@ def make_model(spec: Model, directory: Path) -> None:
     if spec.classic:
         use_classic_keys(directory / "config.json")
 
-    ids = make_ids(seed)
+    ids = make_ids(seed, spec.lengths)
     logits = golden_logits(directory, ids)
     check_features_matter(spec, directory, ids, logits)
     golden = directory / "golden"

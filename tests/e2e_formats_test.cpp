@@ -299,6 +299,16 @@ TEST_F(Formats, PlansSayWhatIsWrongWithThem) {
   refused(2, {"plan", model_, "--activation-scale", "static"}, "--activation-bits");
 }
 
+// Families that run and are not quantized yet are refused before anything is made.
+TEST_F(Formats, MixturesAreNotQuantizedYet) {
+  for (const std::string name : {"qwen3-moe", "qwen3.5"}) {
+    const std::string model = std::string(QUERN_TESTDATA) + "/random-models/" + name;
+    refused(3, {"quantize", model, "-o", at("x"), "--method", "rtn"}, "not quantized yet");
+    EXPECT_FALSE(fs::exists(at("x.run")));
+    EXPECT_EQ(json_of({"inspect", model})["layers"][0]["experts"], name == "qwen3-moe" ? 8 : 0);
+  }
+}
+
 TEST_F(Formats, Misuse) {
   refused(2, {"export", model_, "-o", at("x"), "--format", "gptq"}, "quern quantize");
   refused(2, {"export", model_, "-o", at("x")}, "--format");

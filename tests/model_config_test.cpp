@@ -131,7 +131,7 @@ TEST(ModelConfig, WhatWouldChangeTheComputationIsRefused) {
 }
 
 TEST(ModelConfig, UnknownFamiliesAreToldTheKnownOnes) {
-  for (const char* type : {"qwen3_moe", "qwen3_next", "gemma3", "QWEN3", ""}) {
+  for (const char* type : {"qwen3_vl_moe", "qwen4_exp", "gemma3", "QWEN3", ""}) {
     try {
       (void)graph_of(base_config(type));
       FAIL() << type;

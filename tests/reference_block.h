@@ -193,12 +193,12 @@ class ReferenceBlock {
     config.norm_eps = 1e-2F;  // large enough to matter
     config.rope = {{1.0F, 0.3F}, options.attention_factor};
     config.sliding_windows = {options.window};
-    DenseOptions dense;
+    DecoderOptions dense;
     dense.qkv_bias = options.qkv_bias;
     dense.output_bias = options.output_bias;
     dense.mlp_bias = options.mlp_bias;
     dense.qk_norm = options.qk_norm;
-    graph = dense_graph(config, dense).blocks.front();
+    graph = decoder_graph(config, dense).blocks.front();
     for (const Linear& linear : graph.linears) {
       const OwnedLinear owned(
           linear.out_features,

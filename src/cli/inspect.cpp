@@ -15,7 +15,7 @@ namespace {
 
 int run_inspect(Session& session, const std::string& model_text) {
   const auto checkpoint = open_checkpoint(resolve_model(model_text));
-  const ModelGraph graph = build_graph(checkpoint->config(), checkpoint->config_place());
+  const ModelGraph graph = build_graph(*checkpoint);
   check_tensors(graph, *checkpoint);
   const ModelConfig& config = graph.config;
   const std::uint64_t bytes = tensor_bytes(*checkpoint);
@@ -24,9 +24,9 @@ int run_inspect(Session& session, const std::string& model_text) {
   for (const Block& block : graph.blocks) {
     layers.push_back(
         {{"index", block.index},
-         {"mixer", "attention"},
-         {"feed_forward", "mlp"},
-         {"experts", 0},
+         {"mixer", block.delta_net ? "delta_net" : "attention"},
+         {"feed_forward", block.mixture ? "mixture" : "mlp"},
+         {"experts", block.mixture ? block.mixture->experts : 0},
          {"sliding_window", block.sliding_window}});
   }
   Json risks = model_hazards(*checkpoint, graph);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "base/error.h"
 #include "format/formats.h"
+#include "format/fused_experts.h"
 #include "format/safetensors.h"
 
 #include <fmt/format.h>
@@ -13,7 +14,8 @@ namespace {
 class DenseCheckpoint : public Checkpoint {
  public:
   explicit DenseCheckpoint(CheckpointSource source)
-      : source_(std::move(source)), tensors_(SafetensorsStore::open(source_.weights)) {
+      : source_(std::move(source)),
+        tensors_(split_fused_experts(SafetensorsStore::open(source_.weights))) {
     for (const auto& [name, view] : tensors_->tensors()) {
       constexpr std::string_view kSuffix = ".qweight";
       if (name.size() > kSuffix.size() && name.ends_with(kSuffix)) {
@@ -45,7 +47,7 @@ class DenseCheckpoint : public Checkpoint {
 
  private:
   CheckpointSource source_;
-  std::unique_ptr<SafetensorsStore> tensors_;
+  std::unique_ptr<TensorStore> tensors_;
 };
 
 }  // namespace

@@ -29,13 +29,14 @@ constexpr const char* kChangesComputation[] = {
     "residual_multiplier",
     "attention_multiplier",
     "clip_qkv",
-    "num_experts",
-    "num_local_experts",
     "n_routed_experts",
     "parallel_attn",
     "alibi",
     "qk_layernorm",
     "use_qk_norm"};
+
+// The same of families that are no mixtures of experts.
+constexpr const char* kMakesMixture[] = {"num_experts", "num_local_experts"};
 
 [[noreturn]] void unsupported(
     const JsonReader& config, const std::string& key, const std::string& expected) {
@@ -50,10 +51,10 @@ constexpr const char* kChangesComputation[] = {
       "quern inspect lists the supported families");
 }
 
-std::vector<double> plain_frequencies(double theta, std::int64_t head_dim) {
-  std::vector<double> frequencies(static_cast<std::size_t>(head_dim / 2));
+std::vector<double> plain_frequencies(double theta, std::int64_t rotary) {
+  std::vector<double> frequencies(static_cast<std::size_t>(rotary / 2));
   for (std::size_t m = 0; m < frequencies.size(); ++m) {
-    frequencies[m] = std::pow(theta, -2.0 * static_cast<double>(m) / static_cast<double>(head_dim));
+    frequencies[m] = std::pow(theta, -2.0 * static_cast<double>(m) / static_cast<double>(rotary));
   }
   return frequencies;
 }
@@ -153,8 +154,38 @@ double scale_yarn(
   return mscale(1);
 }
 
+// How many values of a head are rotated.
+std::int64_t read_rotary_values(
+    const JsonReader& config,
+    const std::optional<JsonReader>& scaling,
+    std::int64_t head_dim,
+    const DecoderDefaults& defaults) {
+  constexpr const char* kKey = "partial_rotary_factor";
+  if (!defaults.hybrid) {
+    refuse_unless(config, kKey, 1.0);
+    if (scaling) {
+      refuse_unless(*scaling, kKey, 1.0);
+    }
+    return head_dim;
+  }
+  constexpr double kDefault = 0.25;
+  const double factor = scaling && scaling->has(kKey) ? positive(*scaling, kKey)
+                        : config.has(kKey)            ? positive(config, kKey)
+                                                      : kDefault;
+  const auto values = static_cast<std::int64_t>(factor * static_cast<double>(head_dim));
+  if (factor > 1 || values < 2 || values % 2 != 0) {
+    throw ParseError(
+        "a key is out of range",
+        config.place(kKey),
+        fmt::format("expected a part of {} values that can be paired, found {}", head_dim, factor),
+        "check the file");
+  }
+  return values;
+}
+
 // Both spellings: rope_theta + rope_scaling (old), rope_parameters (transformers 5).
-Rope read_rope(const JsonReader& config, const ModelConfig& model, bool theta_required) {
+Rope read_rope(
+    const JsonReader& config, const ModelConfig& model, const DecoderDefaults& defaults) {
   std::optional<JsonReader> scaling;
   double theta = 10000;
   for (const char* key : {"rope_scaling", "rope_parameters"}) {
@@ -171,25 +202,24 @@ Rope read_rope(const JsonReader& config, const ModelConfig& model, bool theta_re
     theta = positive(*scaling, "rope_theta");
   } else if (config.has("rope_theta")) {
     theta = positive(config, "rope_theta");
-  } else if (theta_required) {
+  } else if (defaults.theta_required) {
     throw ParseError(
         "a required key is missing",
         config.place("rope_theta"),
         "the usual default of 10000 is wrong for this family",
         "take config.json from the model's own release");
   }
-  refuse_unless(config, "partial_rotary_factor", 1.0);
+  const std::int64_t rotary = read_rotary_values(config, scaling, model.head_dim, defaults);
   double attention_factor = 1;
-  std::vector<double> frequencies = plain_frequencies(theta, model.head_dim);
+  std::vector<double> frequencies = plain_frequencies(theta, rotary);
   if (scaling) {
-    refuse_unless(*scaling, "partial_rotary_factor", 1.0);
     const std::string type = scaling->has("rope_type") ? scaling->get_string("rope_type")
                                                        : scaling->get_string_or("type", "default");
     if (type == "llama3") {
       scale_llama3(*scaling, frequencies);
     } else if (type == "yarn") {
       attention_factor = scale_yarn(
-          *scaling, theta, model.head_dim, static_cast<double>(model.max_positions), frequencies);
+          *scaling, theta, rotary, static_cast<double>(model.max_positions), frequencies);
     } else if (type == "linear") {
       const double factor = positive(*scaling, "factor");
       for (double& f : frequencies) {
@@ -223,8 +253,11 @@ Rope read_rope(const JsonReader& config, const ModelConfig& model, bool theta_re
 }
 
 std::vector<std::int64_t> read_sliding_windows(
-    const JsonReader& config, std::int64_t layers, const DenseDefaults& defaults) {
+    const JsonReader& config, std::int64_t layers, const DecoderDefaults& defaults) {
   std::vector<std::int64_t> windows(static_cast<std::size_t>(layers), 0);
+  if (defaults.hybrid) {
+    return windows;  // layer_types says which are no attention at all
+  }
   const bool on = defaults.sliding_by_key ||
                   (defaults.sliding_by_layer && config.get_bool_or("use_sliding_window", false));
   if (on && config.has("sliding_window")) {
@@ -258,6 +291,80 @@ std::vector<std::int64_t> read_sliding_windows(
   return windows;
 }
 
+// qwen2_moe, qwen3_moe: a layer is a mixture unless it is listed in mlp_only_layers or passed over
+// by decoder_sparse_step.
+MixtureConfig read_mixture(
+    const JsonReader& config, std::int64_t layers, const DecoderDefaults& defaults) {
+  MixtureConfig mixture;
+  const char* count = config.has("num_experts") ? "num_experts" : "num_local_experts";
+  mixture.experts = config.get_int_in(count, 1, 1 << 16);
+  mixture.experts_per_token = config.get_int_in("num_experts_per_tok", 1, mixture.experts);
+  mixture.expert_width = config.get_int_in("moe_intermediate_size", 1, kMaxWidth);
+  mixture.normalize =
+      defaults.normalize_experts || config.get_bool_or("norm_topk_prob", defaults.hybrid);
+  if (defaults.shared_expert) {
+    mixture.shared_width = config.get_int_in("shared_expert_intermediate_size", 1, kMaxWidth);
+  }
+  const std::int64_t step = config.get_int_in_or("decoder_sparse_step", 1, kMaxWidth, 1);
+  for (std::int64_t layer = 0; layer < layers; ++layer) {
+    mixture.layers.push_back((layer + 1) % step == 0);
+  }
+  if (config.has("mlp_only_layers")) {
+    for (const Json& layer : config.get_array("mlp_only_layers")) {
+      if (!layer.is_number_integer() || layer.get<std::int64_t>() < 0 ||
+          layer.get<std::int64_t>() >= layers) {
+        unsupported(config, "mlp_only_layers", "indices of layers");
+      }
+      mixture.layers[layer.get<std::size_t>()] = false;
+    }
+  }
+  return mixture;
+}
+
+DeltaNetConfig read_delta_net(
+    const JsonReader& config, std::int64_t layers, const DecoderDefaults& defaults) {
+  DeltaNetConfig delta;
+  delta.key_heads = config.get_int_in_or("linear_num_key_heads", 1, 4096, 16);
+  delta.value_heads = config.get_int_in_or("linear_num_value_heads", 1, 4096, 32);
+  delta.key_dim = config.get_int_in_or("linear_key_head_dim", 1, 4096, 128);
+  delta.value_dim = config.get_int_in_or("linear_value_head_dim", 1, 4096, 128);
+  delta.kernel = config.get_int_in_or("linear_conv_kernel_dim", 1, 64, 4);
+  delta.fused = defaults.fused_delta_net;
+  if (delta.value_heads % delta.key_heads != 0) {
+    unsupported(
+        config,
+        "linear_num_value_heads",
+        fmt::format("a multiple of linear_num_key_heads ({})", delta.key_heads));
+  }
+  const std::string gate = config.get_string_or("output_gate_type", "swish");
+  if (gate != "swish" && gate != "silu" && gate != "sigmoid") {
+    unsupported(config, "output_gate_type", "swish, silu or sigmoid");
+  }
+  delta.sigmoid_gate = gate == "sigmoid";
+  const std::int64_t interval = config.get_int_in_or("full_attention_interval", 1, 4096, 4);
+  for (std::int64_t layer = 0; layer < layers; ++layer) {
+    delta.layers.push_back((layer + 1) % interval != 0);
+  }
+  if (!config.has("layer_types")) {
+    return delta;
+  }
+  const Json& types = config.get_array("layer_types");
+  if (types.size() != delta.layers.size()) {
+    throw ParseError(
+        "a key has the wrong length",
+        config.place("layer_types"),
+        fmt::format("expected {} entries, found {}", delta.layers.size(), types.size()),
+        "check the file");
+  }
+  for (std::size_t layer = 0; layer < types.size(); ++layer) {
+    if (types[layer] != "linear_attention" && types[layer] != "full_attention") {
+      unsupported(config, "layer_types", "linear_attention or full_attention");
+    }
+    delta.layers[layer] = types[layer] == "linear_attention";
+  }
+  return delta;
+}
+
 DType read_dtype(const JsonReader& config) {
   const std::string key = config.has("dtype") ? "dtype" : "torch_dtype";
   const std::string name = config.get_string_or(key, "bfloat16");
@@ -281,15 +388,26 @@ void refuse_unless(const JsonReader& config, const std::string& key, const Json&
   }
 }
 
-ModelConfig read_dense_config(const JsonReader& config, const DenseDefaults& defaults) {
+ModelConfig read_outer_config(const JsonReader& config) {
   ModelConfig model;
   model.family = config.get_string("model_type");
   if (config.has("architectures")) {
     const Json& names = config.get_array("architectures");
     model.architecture = names.empty() || !names[0].is_string() ? "" : names[0].get<std::string>();
   }
+  model.dtype = read_dtype(config);
+  return model;
+}
+
+ModelConfig read_decoder_config(const JsonReader& config, const DecoderDefaults& defaults) {
+  ModelConfig model = read_outer_config(config);
   for (const char* key : kChangesComputation) {
     if (config.has(key)) {
+      unsupported(config, key, "nothing");
+    }
+  }
+  for (const char* key : kMakesMixture) {
+    if (config.has(key) && !defaults.mixture) {
       unsupported(config, key, "nothing");
     }
   }
@@ -302,7 +420,10 @@ ModelConfig read_dense_config(const JsonReader& config, const DenseDefaults& def
   const std::int64_t default_dim =
       defaults.default_head_dim != 0 ? defaults.default_head_dim : model.hidden_size / model.heads;
   model.head_dim = config.has("head_dim") ? config.get_int_in("head_dim", 2, 4096) : default_dim;
-  model.intermediate_size = config.get_int_in("intermediate_size", 1, kMaxWidth);
+  const bool needs_mlp = !defaults.mixture;
+  model.intermediate_size = needs_mlp || config.has("intermediate_size")
+                                ? config.get_int_in("intermediate_size", 1, kMaxWidth)
+                                : 0;
   model.max_positions = config.get_int_in_or("max_position_embeddings", 1, kMaxPositions, 2048);
   if (model.heads % model.kv_heads != 0) {
     unsupported(
@@ -320,9 +441,22 @@ ModelConfig read_dense_config(const JsonReader& config, const DenseDefaults& def
   model.norm_eps =
       static_cast<float>(config.has("rms_norm_eps") ? positive(config, "rms_norm_eps") : 1e-6);
   model.tied_embeddings = config.get_bool_or("tie_word_embeddings", false);
-  model.rope = read_rope(config, model, defaults.theta_required);
+  model.rope = read_rope(config, model, defaults);
   model.sliding_windows = read_sliding_windows(config, model.layers, defaults);
-  model.dtype = read_dtype(config);
+  if (defaults.mixture) {
+    model.mixture = read_mixture(config, model.layers, defaults);
+    const std::vector<bool>& mixtures = model.mixture->layers;
+    if (model.intermediate_size == 0 &&
+        std::find(mixtures.begin(), mixtures.end(), false) != mixtures.end()) {
+      (void)config.get_int_in("intermediate_size", 1, kMaxWidth);  // of the layers with an MLP
+    }
+  }
+  if (defaults.hybrid) {
+    model.delta_net = read_delta_net(config, model.layers, defaults);
+    refuse_unless(config, "attn_output_gate", true);
+    model.output_gate = true;
+    model.zero_centred_norms = true;
+  }
   if (config.has("eos_token_id")) {
     const Json& eos = *config.json().find("eos_token_id");
     for (const Json& id : eos.is_array() ? eos : Json::array({eos})) {

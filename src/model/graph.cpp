@@ -6,6 +6,7 @@
 
 #include <fmt/format.h>
 
+#include <numeric>
 #include <utility>
 
 namespace quern {
@@ -19,6 +20,10 @@ std::string_view role_name(Role role) {
     case Role::kGate: return "gate";
     case Role::kUp: return "up";
     case Role::kDown: return "down";
+    case Role::kRouter: return "router";
+    case Role::kSharedGate: return "shared_gate";
+    case Role::kDeltaInput: return "delta_input";
+    case Role::kDeltaGates: return "delta_gates";
     case Role::kEmbedding: return "embedding";
     case Role::kHead: return "head";
   }
@@ -49,48 +54,160 @@ std::vector<std::int32_t> value_rows(const ModelConfig& config) {
   return rows;
 }
 
-}  // namespace
-
-ModelGraph dense_graph(ModelConfig config, const DenseOptions& options) {
-  ModelGraph graph;
+// q, k, v and o with their sites.
+void add_attention(
+    const std::string& base,
+    const ModelConfig& config,
+    const DecoderOptions& options,
+    Block& block) {
   const std::int64_t hidden = config.hidden_size;
   const std::int64_t q_width = config.heads * config.head_dim;
   const std::int64_t kv_width = config.kv_heads * config.head_dim;
+  const std::int64_t q_rows = config.output_gate ? 2 * q_width : q_width;
+  block.has_qk_norm = options.qk_norm;
+  if (options.qk_norm) {
+    const bool centred = config.zero_centred_norms;
+    block.q_norm = {base + "self_attn.q_norm.weight", config.head_dim, centred};
+    block.k_norm = {base + "self_attn.k_norm.weight", config.head_dim, centred};
+  }
+  // In the order of DenseLinear.
+  block.linears = {
+      {base + "self_attn.q_proj", Role::kQuery, q_rows, hidden, options.qkv_bias},
+      {base + "self_attn.k_proj", Role::kKey, kv_width, hidden, options.qkv_bias},
+      {base + "self_attn.v_proj", Role::kValue, kv_width, hidden, options.qkv_bias},
+      {base + "self_attn.o_proj", Role::kOutput, hidden, q_width, options.output_bias},
+  };
+  block.output = kO;
+  block.sites = {
+      {"attention_input", hidden, {kQ, kK, kV}, kNormProduces, {}},
+      {"attention_output", q_width, {kO}, kV, value_rows(config)},
+  };
+}
+
+void add_delta_net(const std::string& base, const ModelConfig& config, Block& block) {
+  const DeltaNetConfig& shape = *config.delta_net;
+  const std::int64_t hidden = config.hidden_size;
+  const std::int64_t values = shape.value_width();
+  const std::int64_t heads = shape.value_heads;
+  const std::string name = base + "linear_attn.";
+  DeltaNet delta;
+  if (shape.fused) {
+    block.linears = {
+        {name + "in_proj_qkvz", Role::kDeltaInput, shape.channels() + values, hidden, false},
+        {name + "in_proj_ba", Role::kDeltaGates, 2 * heads, hidden, false},
+    };
+    delta.b = 1;
+  } else {
+    block.linears = {
+        {name + "in_proj_qkv", Role::kDeltaInput, shape.channels(), hidden, false},
+        {name + "in_proj_z", Role::kDeltaInput, values, hidden, false},
+        {name + "in_proj_b", Role::kDeltaGates, heads, hidden, false},
+        {name + "in_proj_a", Role::kDeltaGates, heads, hidden, false},
+    };
+    delta.z = 1;
+    delta.b = 2;
+    delta.a = 3;
+  }
+  std::vector<int> inputs(block.linears.size());
+  std::iota(inputs.begin(), inputs.end(), 0);
+  block.output = static_cast<int>(block.linears.size());
+  block.linears.push_back({name + "out_proj", Role::kOutput, hidden, values, false});
+  delta.convolution = name + "conv1d.weight";
+  delta.log_decay = name + "A_log";
+  delta.decay_bias = name + "dt_bias";
+  delta.norm = {name + "norm.weight", shape.value_dim, false};
+  block.delta_net = delta;
+  block.sites = {
+      {"delta_input", hidden, std::move(inputs), kNormProduces, {}},
+      {"delta_output", values, {block.output}, kNothingProduces, {}},
+  };
+}
+
+void add_mlp(
+    const std::string& base,
+    const ModelConfig& config,
+    const DecoderOptions& options,
+    Block& block) {
+  const std::int64_t hidden = config.hidden_size;
   const std::int64_t inner = config.intermediate_size;
+  const int gate = static_cast<int>(block.linears.size());
+  block.mlp = gate;
+  block.linears.push_back({base + "mlp.gate_proj", Role::kGate, inner, hidden, options.mlp_bias});
+  block.linears.push_back({base + "mlp.up_proj", Role::kUp, inner, hidden, options.mlp_bias});
+  block.linears.push_back({base + "mlp.down_proj", Role::kDown, hidden, inner, options.mlp_bias});
+  block.sites.push_back({"mlp_input", hidden, {gate, gate + 1}, kNormProduces, {}});
+  block.sites.push_back({"mlp_hidden", inner, {gate + 2}, gate + 1, {}});
+}
+
+void add_expert(
+    const std::string& module,
+    std::int64_t hidden,
+    std::int64_t width,
+    std::vector<Linear>& linears) {
+  linears.push_back({module + ".gate_proj", Role::kGate, width, hidden, false});
+  linears.push_back({module + ".up_proj", Role::kUp, width, hidden, false});
+  linears.push_back({module + ".down_proj", Role::kDown, hidden, width, false});
+}
+
+void add_mixture(const std::string& base, const ModelConfig& model, Block& block) {
+  const MixtureConfig& config = *model.mixture;
+  const std::int64_t hidden = model.hidden_size;
+  Mixture mixture;
+  mixture.experts = static_cast<int>(config.experts);
+  mixture.experts_per_token = static_cast<int>(config.experts_per_token);
+  mixture.normalize = config.normalize;
+  std::vector<Linear>& linears = block.linears;
+  mixture.router = static_cast<int>(linears.size());
+  linears.push_back({base + "mlp.gate", Role::kRouter, config.experts, hidden, false});
+  if (config.shared_width > 0) {
+    mixture.shared_gate = static_cast<int>(linears.size());
+    linears.push_back({base + "mlp.shared_expert_gate", Role::kSharedGate, 1, hidden, false});
+    mixture.shared_expert = static_cast<int>(linears.size());
+    add_expert(base + "mlp.shared_expert", hidden, config.shared_width, linears);
+  }
+  mixture.first_expert = static_cast<int>(linears.size());
+  for (std::int64_t expert = 0; expert < config.experts; ++expert) {
+    add_expert(fmt::format("{}mlp.experts.{}", base, expert), hidden, config.expert_width, linears);
+  }
+  CalibrationSite site{"mlp_input", hidden, {}, kNormProduces, {}};
+  for (int i = mixture.router; i < static_cast<int>(linears.size()); ++i) {
+    if (linears[static_cast<std::size_t>(i)].role != Role::kDown) {
+      site.linears.push_back(i);
+    }
+  }
+  block.sites.push_back(std::move(site));
+  block.mixture = mixture;
+}
+
+}  // namespace
+
+ModelGraph decoder_graph(ModelConfig config, const DecoderOptions& options) {
+  ModelGraph graph;
+  const std::int64_t hidden = config.hidden_size;
+  const bool centred = config.zero_centred_norms;
   for (int i = 0; i < config.layers; ++i) {
+    const auto layer = static_cast<std::size_t>(i);
     const std::string base = fmt::format("{}layers.{}.", options.prefix, i);
     Block block;
     block.index = i;
-    block.attention_norm = {base + "input_layernorm.weight", hidden};
-    block.mlp_norm = {base + "post_attention_layernorm.weight", hidden};
-    block.has_qk_norm = options.qk_norm;
-    if (options.qk_norm) {
-      block.q_norm = {base + "self_attn.q_norm.weight", config.head_dim};
-      block.k_norm = {base + "self_attn.k_norm.weight", config.head_dim};
+    block.attention_norm = {base + "input_layernorm.weight", hidden, centred};
+    block.mlp_norm = {base + "post_attention_layernorm.weight", hidden, centred};
+    block.sliding_window = config.sliding_windows[layer];
+    if (config.delta_net && config.delta_net->layers[layer]) {
+      add_delta_net(base, config, block);
+    } else {
+      add_attention(base, config, options, block);
     }
-    block.sliding_window = config.sliding_windows[static_cast<std::size_t>(i)];
-    // In the order of DenseLinear.
-    block.linears = {
-        {base + "self_attn.q_proj", Role::kQuery, q_width, hidden, options.qkv_bias},
-        {base + "self_attn.k_proj", Role::kKey, kv_width, hidden, options.qkv_bias},
-        {base + "self_attn.v_proj", Role::kValue, kv_width, hidden, options.qkv_bias},
-        {base + "self_attn.o_proj", Role::kOutput, hidden, q_width, options.output_bias},
-        {base + "mlp.gate_proj", Role::kGate, inner, hidden, options.mlp_bias},
-        {base + "mlp.up_proj", Role::kUp, inner, hidden, options.mlp_bias},
-        {base + "mlp.down_proj", Role::kDown, hidden, inner, options.mlp_bias},
-    };
-    // In the order of DenseSite.
-    block.sites = {
-        {"attention_input", hidden, {kQ, kK, kV}, -1, {}},
-        {"attention_output", q_width, {kO}, kV, value_rows(config)},
-        {"mlp_input", hidden, {kGateProj, kUpProj}, -1, {}},
-        {"mlp_hidden", inner, {kDownProj}, kUpProj, {}},
-    };
+    if (config.mixture && config.mixture->layers[layer]) {
+      add_mixture(base, config, block);
+    } else {
+      add_mlp(base, config, options, block);
+    }
     graph.blocks.push_back(std::move(block));
   }
   graph.embedding = {
       options.prefix + "embed_tokens", Role::kEmbedding, config.vocab_size, hidden, false};
-  graph.final_norm = {options.prefix + "norm.weight", hidden};
+  graph.final_norm = {options.prefix + "norm.weight", hidden, centred};
   graph.head_tied = config.tied_embeddings;
   graph.head = {
       graph.head_tied ? graph.embedding.module : "lm_head",
@@ -100,6 +217,25 @@ ModelGraph dense_graph(ModelConfig config, const DenseOptions& options) {
       false};
   graph.config = std::move(config);
   return graph;
+}
+
+ModelGraph hybrid_graph(
+    const JsonReader& config, const DecoderDefaults& defaults, DecoderOptions options) {
+  const bool nested = config.has("text_config");
+  const JsonReader text = nested ? config.get_object("text_config") : config;
+  ModelConfig model = read_decoder_config(text, defaults);
+  if (nested) {
+    const ModelConfig outer = read_outer_config(config);
+    model.family = outer.family;
+    model.architecture = outer.architecture;
+    model.tied_embeddings = config.get_bool_or("tie_word_embeddings", model.tied_embeddings);
+    if (!text.has("dtype") && !text.has("torch_dtype")) {
+      model.dtype = outer.dtype;
+    }
+    options.prefix = "model.language_model.";
+  }
+  options.qk_norm = true;
+  return decoder_graph(std::move(model), options);
 }
 
 ModelGraph build_graph(const Json& config, const std::string& where) {
@@ -117,6 +253,63 @@ ModelGraph build_graph(const Json& config, const std::string& where) {
       reader.place("model_type"),
       "expected one of " + known + ", found " + type,
       "use a checkpoint of one of these families");
+}
+
+namespace {
+
+// Renames every tensor and module that begins with `from`.
+void replace_prefix(const std::string& from, const std::string& to, ModelGraph& graph) {
+  const auto rename = [&](std::string& name) {
+    if (name.starts_with(from)) {
+      name.replace(0, from.size(), to);
+    }
+  };
+  rename(graph.embedding.module);
+  rename(graph.final_norm.tensor);
+  rename(graph.head.module);
+  for (Block& block : graph.blocks) {
+    for (Norm* norm : {&block.attention_norm, &block.mlp_norm, &block.q_norm, &block.k_norm}) {
+      rename(norm->tensor);
+    }
+    for (Linear& linear : block.linears) {
+      rename(linear.module);
+    }
+    if (block.delta_net) {
+      DeltaNet& delta = *block.delta_net;
+      for (std::string* name :
+           {&delta.convolution, &delta.log_decay, &delta.decay_bias, &delta.norm.tensor}) {
+        rename(*name);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+ModelGraph build_graph(const Checkpoint& checkpoint) {
+  constexpr const char* kShort = "model.";
+  constexpr const char* kLong = "model.language_model.";
+  ModelGraph graph = build_graph(checkpoint.config(), checkpoint.config_place());
+  const bool is_long = graph.final_norm.tensor.starts_with(kLong);
+  if (checkpoint.tensors().find(graph.final_norm.tensor) == nullptr) {
+    const std::string other = is_long ? "model.norm.weight" : "model.language_model.norm.weight";
+    if (checkpoint.tensors().find(other) != nullptr) {
+      replace_prefix(is_long ? kLong : kShort, is_long ? kShort : kLong, graph);
+    }
+  }
+  return graph;
+}
+
+void refuse_sparse_and_linear(const ModelGraph& graph, const std::string& where) {
+  for (const Block& block : graph.blocks) {
+    if (block.mixture || block.delta_net) {
+      throw UnsupportedError(
+          "a mixture of experts, or DeltaNet layers",
+          where,
+          fmt::format("{} is run and measured, and not quantized yet", graph.config.family),
+          "quern eval, generate, logits");
+    }
+  }
 }
 
 void check_tensors(const ModelGraph& graph, const Checkpoint& checkpoint) {
@@ -146,6 +339,14 @@ void check_tensors(const ModelGraph& graph, const Checkpoint& checkpoint) {
     if (block.has_qk_norm) {
       require_float(block.q_norm.tensor, {block.q_norm.size});
       require_float(block.k_norm.tensor, {block.k_norm.size});
+    }
+    if (block.delta_net) {
+      const DeltaNet& delta = *block.delta_net;
+      const DeltaNetConfig& shape = *graph.config.delta_net;
+      require_float(delta.convolution, {shape.channels(), 1, shape.kernel});
+      require_float(delta.log_decay, {shape.value_heads});
+      require_float(delta.decay_bias, {shape.value_heads});
+      require_float(delta.norm.tensor, {delta.norm.size});
     }
     for (const Linear& linear : block.linears) {
       if (checkpoint.is_quantized(linear.module)) {

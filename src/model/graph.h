@@ -4,6 +4,7 @@
 #include "model/config.h"
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -11,7 +12,21 @@
 namespace quern {
 
 // What a linear does. Later stages decide by role, never by name.
-enum class Role { kQuery, kKey, kValue, kOutput, kGate, kUp, kDown, kEmbedding, kHead };
+enum class Role {
+  kQuery,
+  kKey,
+  kValue,
+  kOutput,
+  kGate,
+  kUp,
+  kDown,
+  kRouter,  // [experts, hidden]: a score for each expert
+  kSharedGate,  // [1, hidden]: how much of the shared expert a token takes
+  kDeltaInput,  // queries, keys, values and output gates of DeltaNet
+  kDeltaGates,  // its decay and write strength, one row a head
+  kEmbedding,
+  kHead
+};
 [[nodiscard]] std::string_view role_name(Role role);
 
 // y = x W^T + b with W [out_features, in_features].
@@ -29,7 +44,11 @@ struct Linear {
 struct Norm {
   std::string tensor;  // gain [size]
   std::int64_t size = 0;
+  bool zero_centred = false;  // the tensor holds gain - 1
 };
+
+inline constexpr int kNormProduces = -1;
+inline constexpr int kNothingProduces = -2;
 
 // One distinct input of one or more linears; the unit of calibration statistics. A block is walked
 // site after site, which is the true-sequential order of GPTQ.
@@ -38,8 +57,8 @@ struct CalibrationSite {
   std::int64_t width = 0;
   std::vector<int> linears;  // indices into Block::linears
   // What makes the channels, and can take a factor per channel out of them: a norm of the block
-  // (-1), or the rows of this linear.
-  int producer = -1;
+  // (kNormProduces), the rows of this linear, or nothing.
+  int producer = kNormProduces;
   // [width] the producer's row behind each channel; empty: row c makes channel c.
   std::vector<std::int32_t> producer_rows;
 };
@@ -47,6 +66,35 @@ struct CalibrationSite {
 // The sites of a dense block, in the order in which they are walked.
 enum DenseSite { kAttentionInput = 0, kAttentionOutput = 1, kMlpInput = 2, kMlpHidden = 3 };
 inline constexpr int kDenseSites = 4;
+
+// Linears of an attention block with an MLP.
+enum DenseLinear { kQ = 0, kK = 1, kV = 2, kO = 3, kGateProj = 4, kUpProj = 5, kDownProj = 6 };
+
+// The linears of a mixture of experts, as indices into Block::linears. Gate, up and down of an
+// expert follow each other, and so do the experts.
+struct Mixture {
+  int router = 0;
+  int first_expert = 0;
+  int shared_expert = -1;  // gate_proj of the expert that every token takes; -1: none
+  int shared_gate = -1;
+  int experts = 0;
+  int experts_per_token = 0;
+  bool normalize = false;
+
+  [[nodiscard]] int expert(int index) const noexcept { return first_expert + 3 * index; }
+};
+
+// Gated DeltaNet in the place of attention: indices into Block::linears, and its other tensors.
+struct DeltaNet {
+  int qkv = 0;  // rows: all queries, all keys, all values; fused: by key head, with the gates
+  int z = -1;  // gates of the output norm; -1: fused with qkv
+  int b = 0;  // write strength; fused: with a, by key head
+  int a = -1;  // decay
+  std::string convolution;  // [channels, 1, kernel]
+  std::string log_decay;  // A_log [value heads]
+  std::string decay_bias;  // dt_bias [value heads]
+  Norm norm;  // of each value head's output, before its gate
+};
 
 // A pre-norm decoder block: x += attention(norm(x)); x += mlp(norm(x)). All plain data.
 struct Block {
@@ -57,10 +105,15 @@ struct Block {
   Norm q_norm;
   Norm k_norm;
   std::int64_t sliding_window = 0;
-  std::vector<Linear> linears;  // q, k, v, o, gate, up, down
-  std::vector<CalibrationSite> sites;  // indexed by DenseSite
+  std::optional<DeltaNet> delta_net;  // in place of q, k and v
+  std::optional<Mixture> mixture;  // in place of gate, up and down
+  int output = kO;  // of attention or DeltaNet
+  int mlp = kGateProj;  // gate_proj, before up_proj and down_proj; without a mixture
+  // q, k, v, o, gate, up, down; what takes their place as that says.
+  std::vector<Linear> linears;
+  // Indexed by DenseSite; a mixture ends with kMlpInput, whose rows go to some of its linears each.
+  std::vector<CalibrationSite> sites;
 };
-enum DenseLinear { kQ = 0, kK = 1, kV = 2, kO = 3, kGateProj = 4, kUpProj = 5, kDownProj = 6 };
 
 // A model as data. Walked by calibration, quantization, evaluation and generation alike.
 struct ModelGraph {
@@ -74,7 +127,7 @@ struct ModelGraph {
   [[nodiscard]] std::int64_t linear_parameters() const;
 };
 
-struct DenseOptions {
+struct DecoderOptions {
   std::string prefix = "model.";
   bool qkv_bias = false;
   bool output_bias = false;
@@ -82,8 +135,13 @@ struct DenseOptions {
   bool qk_norm = false;
 };
 
-// The graph of a dense decoder with the names that all these families share.
-[[nodiscard]] ModelGraph dense_graph(ModelConfig config, const DenseOptions& options);
+// The graph of a decoder with the names that all these families share.
+[[nodiscard]] ModelGraph decoder_graph(ModelConfig config, const DecoderOptions& options);
+
+// The graph of a family with DeltaNet layers. A multimodal config.json holds the decoder's keys in
+// `text_config`; what of them stands outside counts first.
+[[nodiscard]] ModelGraph hybrid_graph(
+    const JsonReader& config, const DecoderDefaults& defaults, DecoderOptions options = {});
 
 // One model family: one file, one line in families.cpp.
 struct Family {
@@ -96,10 +154,17 @@ struct Family {
 // Reads config.json and builds the graph; throws UnsupportedError, with the known families, for
 // another model_type.
 [[nodiscard]] ModelGraph build_graph(const Json& config, const std::string& where);
+// The same, with the prefix that the checkpoint's tensors have: a text-only export of a multimodal
+// model may keep or drop "language_model.".
+class Checkpoint;
+[[nodiscard]] ModelGraph build_graph(const Checkpoint& checkpoint);
+
+// Throws UnsupportedError when a block is a mixture of experts or has DeltaNet: such models run,
+// and what calls this does not do them yet.
+void refuse_sparse_and_linear(const ModelGraph& graph, const std::string& where);
 
 // Checks that every tensor the graph names is in the store with its shape (quantized linears
 // excepted: their format checks them). Throws ParseError naming the first that is not.
-class Checkpoint;
 void check_tensors(const ModelGraph& graph, const Checkpoint& checkpoint);
 
 }  // namespace quern

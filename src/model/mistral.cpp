@@ -5,10 +5,10 @@ namespace quern {
 
 // Mistral, for comparison: as Llama without biases, with an optional sliding window on all layers.
 ModelGraph build_mistral(const JsonReader& config) {
-  DenseDefaults defaults;
+  DecoderDefaults defaults;
   defaults.theta_required = false;
   defaults.sliding_by_key = true;
-  return dense_graph(read_dense_config(config, defaults), DenseOptions{});
+  return decoder_graph(read_decoder_config(config, defaults), DecoderOptions{});
 }
 
 }  // namespace quern

@@ -5,11 +5,11 @@ namespace quern {
 
 // Qwen2 and Qwen2.5 dense: biases on q, k and v (large ones, on k above all), none on o.
 ModelGraph build_qwen2(const JsonReader& config) {
-  DenseDefaults defaults;
+  DecoderDefaults defaults;
   defaults.sliding_by_layer = true;
-  DenseOptions options;
+  DecoderOptions options;
   options.qkv_bias = true;
-  return dense_graph(read_dense_config(config, defaults), options);
+  return decoder_graph(read_decoder_config(config, defaults), options);
 }
 
 }  // namespace quern

@@ -15,6 +15,38 @@ namespace {
 
 constexpr std::int64_t kRowChunk = 64;
 
+// Parts rows of [query | gate] a head: `both` [rows, heads * 2 * dim].
+void part_gates(
+    const Context& ctx,
+    const AttentionShape& shape,
+    const std::vector<float>& both,
+    std::int64_t rows,
+    float* queries,
+    float* gates) {
+  const std::int64_t dim = shape.head_dim;
+  ctx.pool.for_chunks(
+      rows * shape.heads, kRowChunk, [&](std::int64_t begin, std::int64_t end, int) {
+        for (std::int64_t i = begin; i < end; ++i) {
+          const float* from = both.data() + 2 * i * dim;
+          std::copy_n(from, dim, queries + i * dim);
+          std::copy_n(from + dim, dim, gates + i * dim);
+        }
+      });
+}
+
+// out *= sigmoid(gates)
+void apply_gates(const Context& ctx, const std::vector<float>& gates, float* out) {
+  constexpr std::int64_t kChunk = 4096;
+  ctx.pool.for_chunks(
+      static_cast<std::int64_t>(gates.size()),
+      kChunk,
+      [&](std::int64_t begin, std::int64_t end, int) {
+        for (std::int64_t i = begin; i < end; ++i) {
+          out[i] /= 1.0F + std::exp(-gates[static_cast<std::size_t>(i)]);
+        }
+      });
+}
+
 }  // namespace
 
 // The angle is rounded to float before the cosine, as the reference does.
@@ -48,7 +80,7 @@ void finish_heads(
     std::int64_t rows,
     float* x) {
   const std::int64_t dim = config.head_dim;
-  const std::int64_t half = dim / 2;
+  const auto half = static_cast<std::int64_t>(config.rope.inverse_frequencies.size());
   ctx.pool.for_chunks(rows, kRowChunk, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t t = begin; t < end; ++t) {
       const float* cosines = rotation.cosines.data() + t * half;
@@ -138,7 +170,15 @@ void attention_forward(
   std::vector<float> queries(static_cast<std::size_t>(rows * shape.q_width()));
   float* keys = cache.keys.data() + first * shape.kv_width();
   float* values = cache.values.data() + first * shape.kv_width();
-  linear_forward(ctx, workspace, weights.linears[kQ], x, rows, queries.data());
+  std::vector<float> gates;
+  if (config.output_gate) {
+    std::vector<float> both(2 * queries.size());
+    gates.resize(queries.size());
+    linear_forward(ctx, workspace, weights.linears[kQ], x, rows, both.data());
+    part_gates(ctx, shape, both, rows, queries.data(), gates.data());
+  } else {
+    linear_forward(ctx, workspace, weights.linears[kQ], x, rows, queries.data());
+  }
   linear_forward(ctx, workspace, weights.linears[kK], x, rows, keys);
   linear_forward(ctx, workspace, weights.linears[kV], x, rows, values);
   const Rotation rotation = make_rotation(ctx, config.rope, first, rows);
@@ -154,6 +194,7 @@ void attention_forward(
       cache.keys.data(),
       cache.values.data(),
       out);
+  apply_gates(ctx, gates, out);
   cache.tokens = total;
 }
 

@@ -9,20 +9,26 @@
 
 namespace quern {
 
-// Keys and values of one layer for the tokens seen so far, after norm and rotation.
+// What one layer keeps of the tokens seen so far.
 struct LayerCache {
-  std::vector<float> keys;  // [tokens, kv_heads * head_dim]
+  std::vector<float> keys;  // [tokens, kv_heads * head_dim], after norm and rotation
   std::vector<float> values;  // [tokens, kv_heads * head_dim]
+  // Of DeltaNet: the last inputs of the convolution [kernel - 1, channels], and the state
+  // [value heads, key dim, value dim].
+  std::vector<float> convolved;
+  std::vector<float> state;
   std::int64_t tokens = 0;
 
   void clear() {
     keys.clear();
     values.clear();
+    convolved.clear();
+    state.clear();
     tokens = 0;
   }
 };
 
-// cos and sin of the angles of some positions, times the attention factor; [rows, head_dim / 2].
+// cos and sin of the angles of some positions, times the attention factor; [rows, rotary / 2].
 struct Rotation {
   std::vector<float> cosines;
   std::vector<float> sines;
@@ -30,8 +36,8 @@ struct Rotation {
 [[nodiscard]] Rotation make_rotation(
     const Context& ctx, const Rope& rope, std::int64_t first, std::int64_t rows);
 
-// Norm over each head (when there is a gain), then rotation of x [rows, heads * head_dim], in
-// place.
+// Norm over each head (when there is a gain), then rotation of the first values of each, in place:
+// x [rows, heads * head_dim].
 void finish_heads(
     const Context& ctx,
     const ModelConfig& config,

@@ -59,7 +59,7 @@ void finish_heads_backward(
     const float* raw,
     float* d) {
   const std::int64_t dim = config.head_dim;
-  const std::int64_t half = dim / 2;
+  const auto half = static_cast<std::int64_t>(config.rope.inverse_frequencies.size());
   ctx.pool.for_chunks(rows, kRowChunk, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t t = begin; t < end; ++t) {
       for (std::int64_t h = 0; h < heads; ++h) {
@@ -178,7 +178,8 @@ class BlockGradient {
     std::vector<float> gate = matrix(rows_, inner);
     std::vector<float> up = matrix(rows_, inner);
     std::vector<float> hidden = matrix(rows_, inner);
-    mlp_hidden(ctx_, workspace_, weights_, X.data(), rows_, gate.data(), up.data(), hidden.data());
+    mlp_hidden(
+        ctx_, workspace_, block_, weights_, X.data(), rows_, gate.data(), up.data(), hidden.data());
     observe(kDownProj, hidden.data(), dy);
     input_backward(kDownProj, dy, false, hidden.data());
     ctx_.pool.for_chunks(rows_, kRowChunk, [&](std::int64_t begin, std::int64_t end, int) {

@@ -2,7 +2,9 @@
 #include "nn/block.h"
 
 #include "kernels/kernels.h"
+#include "nn/delta_net.h"
 #include "nn/linear.h"
+#include "nn/moe.h"
 
 #include <utility>
 #include <vector>
@@ -62,15 +64,17 @@ void site_input(
 void mlp_hidden(
     const Context& ctx,
     Workspace& workspace,
+    const Block& block,
     const BlockWeights& weights,
     const float* X,
     std::int64_t rows,
     float* gate,
     float* up,
     float* hidden) {
-  const std::int64_t width = weights.linears[kUpProj].out_features;
-  linear_forward(ctx, workspace, weights.linears[kGateProj], X, rows, gate);
-  linear_forward(ctx, workspace, weights.linears[kUpProj], X, rows, up);
+  const auto first = static_cast<std::size_t>(block.mlp);
+  const std::int64_t width = weights.linears[first].out_features;
+  linear_forward(ctx, workspace, weights.linears[first], X, rows, gate);
+  linear_forward(ctx, workspace, weights.linears[first + 1], X, rows, up);
   ctx.pool.for_chunks(rows, kRowChunk, [&](std::int64_t begin, std::int64_t end, int) {
     const std::int64_t offset = begin * width;
     ctx.kernels.swiglu(gate + offset, up + offset, hidden + offset, (end - begin) * width);
@@ -89,19 +93,29 @@ void apply_site(
     LayerCache& cache,
     float* x,
     float* carried) {
+  const auto linear = [&](int index) -> const LinearWeights& {
+    return weights.linears[static_cast<std::size_t>(index)];
+  };
   switch (site) {
     case kAttentionInput:
-      attention_forward(ctx, workspace, config, block, weights, X, rows, cache, carried);
+      if (block.delta_net) {
+        delta_net_forward(ctx, workspace, config, block, weights, X, rows, cache, carried);
+      } else {
+        attention_forward(ctx, workspace, config, block, weights, X, rows, cache, carried);
+      }
       return;
-    case kAttentionOutput: add_linear(ctx, workspace, weights.linears[kO], X, rows, x); return;
+    case kAttentionOutput: add_linear(ctx, workspace, linear(block.output), X, rows, x); return;
     case kMlpInput: {
-      std::vector<float> gate(
-          static_cast<std::size_t>(rows * weights.linears[kGateProj].out_features));
+      if (block.mixture) {
+        mixture_forward(ctx, workspace, *block.mixture, weights, X, rows, x);
+        return;
+      }
+      std::vector<float> gate(static_cast<std::size_t>(rows * linear(block.mlp).out_features));
       std::vector<float> up(gate.size());
-      mlp_hidden(ctx, workspace, weights, X, rows, gate.data(), up.data(), carried);
+      mlp_hidden(ctx, workspace, block, weights, X, rows, gate.data(), up.data(), carried);
       return;
     }
-    default: add_linear(ctx, workspace, weights.linears[kDownProj], X, rows, x); return;
+    default: add_linear(ctx, workspace, linear(block.mlp + 2), X, rows, x); return;
   }
 }
 

@@ -45,11 +45,12 @@ void apply_site(
     float* x,
     float* carried);
 
-// The MLP's hidden values silu(gate) * up [rows, intermediate] of X [rows, hidden], with the values
-// of gate_proj and up_proj that they were made of.
+// The MLP's hidden values silu(gate) * up [rows, intermediate] of X [rows, hidden] (a block without
+// a mixture), with the values of gate_proj and up_proj that they were made of.
 void mlp_hidden(
     const Context& ctx,
     Workspace& workspace,
+    const Block& block,
     const BlockWeights& weights,
     const float* X,
     std::int64_t rows,

@@ -3,6 +3,7 @@
 
 #include "base/error.h"
 
+#include <cmath>
 #include <utility>
 
 namespace quern {
@@ -23,10 +24,27 @@ void align_dense(LinearWeights& weights) {
   }
 }
 
+DeltaWeights load_delta(const DeltaNet& delta, const Checkpoint& checkpoint) {
+  const TensorStore& store = checkpoint.tensors();
+  DeltaWeights weights;
+  weights.convolution = to_float(*store.find(delta.convolution));
+  weights.decay = to_float(*store.find(delta.log_decay));
+  for (float& value : weights.decay) {
+    value = -std::exp(value);
+  }
+  weights.decay_bias = to_float(*store.find(delta.decay_bias));
+  weights.norm = load_norm(delta.norm, checkpoint);
+  return weights;
+}
+
 }  // namespace
 
 std::vector<float> load_norm(const Norm& norm, const Checkpoint& checkpoint) {
-  return load_vector(norm.tensor, norm.size, checkpoint);
+  std::vector<float> gain = load_vector(norm.tensor, norm.size, checkpoint);
+  for (float& value : gain) {
+    value += norm.zero_centred ? 1.0F : 0.0F;
+  }
+  return gain;
 }
 
 LinearWeights load_linear_weights(const Linear& linear, const Checkpoint& checkpoint) {
@@ -61,6 +79,9 @@ BlockWeights load_block_weights(const Block& block, const Checkpoint& checkpoint
     weights.q_norm = load_norm(block.q_norm, checkpoint);
     weights.k_norm = load_norm(block.k_norm, checkpoint);
   }
+  if (block.delta_net) {
+    weights.delta = load_delta(*block.delta_net, checkpoint);
+  }
   return weights;
 }
 
@@ -79,7 +100,7 @@ void release_block_weights(const BlockWeights& weights, const Checkpoint& checkp
 
 Model load_model(std::unique_ptr<Checkpoint> checkpoint) {
   Model model;
-  model.graph = build_graph(checkpoint->config(), checkpoint->config_place());
+  model.graph = build_graph(*checkpoint);
   check_tensors(model.graph, *checkpoint);
   model.embedding = load_linear_weights(model.graph.embedding, *checkpoint);
   for (const Block& block : model.graph.blocks) {

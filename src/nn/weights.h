@@ -23,17 +23,27 @@ struct LinearWeights {
   std::vector<float> bias;  // [out_features] or empty
 };
 
+// What DeltaNet has besides its linears, as floats.
+struct DeltaWeights {
+  std::vector<float> convolution;  // [channels, kernel], the last column for the current token
+  std::vector<float> decay;  // [value heads] -exp(A_log)
+  std::vector<float> decay_bias;  // [value heads]
+  std::vector<float> norm;  // [value dim]
+};
+
 struct BlockWeights {
   std::vector<LinearWeights> linears;  // in the order of Block::linears
   std::vector<float> attention_norm;
   std::vector<float> mlp_norm;
   std::vector<float> q_norm;
   std::vector<float> k_norm;
+  DeltaWeights delta;
 };
 
 [[nodiscard]] LinearWeights load_linear_weights(const Linear& linear, const Checkpoint& checkpoint);
 [[nodiscard]] BlockWeights load_block_weights(const Block& block, const Checkpoint& checkpoint);
 
+// The gain: what the tensor holds, plus 1 where that is centred on zero.
 [[nodiscard]] std::vector<float> load_norm(const Norm& norm, const Checkpoint& checkpoint);
 
 // Gives the mapped pages of dense weights back to the system.

@@ -416,7 +416,7 @@ void BlockQuantizer::fold_between_linears(
 void BlockQuantizer::fold_into_norm(
     const Block& block, BlockWeights& weights, int site, SiteStats& stats, QuantizedBlock& done) {
   const CalibrationSite& place = block.sites[static_cast<std::size_t>(site)];
-  if (place.producer >= 0 || !all_quantized(block, place.linears) ||
+  if (place.producer != kNormProduces || !all_quantized(block, place.linears) ||
       unusable(&stats, place.width)) {
     return;
   }

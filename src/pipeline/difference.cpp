@@ -102,7 +102,7 @@ std::vector<const Linear*> matrices_of(const ModelGraph& graph) {
 }
 
 ModelGraph graph_of(const Checkpoint& checkpoint) {
-  ModelGraph graph = build_graph(checkpoint.config(), checkpoint.config_place());
+  ModelGraph graph = build_graph(checkpoint);
   check_tensors(graph, checkpoint);
   return graph;
 }

@@ -158,7 +158,7 @@ void give_all_zero_points(Export& job) {
 Export open_export(const ExportOptions& options) {
   Export job;
   job.checkpoint = open_checkpoint(options.model);
-  job.graph = build_graph(job.checkpoint->config(), job.checkpoint->config_place());
+  job.graph = build_graph(*job.checkpoint);
   check_tensors(job.graph, *job.checkpoint);
   add_linear(job, job.graph.embedding, false);
   for (const Block& block : job.graph.blocks) {

@@ -610,8 +610,9 @@ PreparedRun prepare_quantize(const Context& ctx, const QuantizeOptions& options)
         "found the format " + run.source->format(),
         "start from the BF16 release");
   }
-  run.graph = build_graph(run.source->config(), run.source->config_place());
+  run.graph = build_graph(*run.source);
   check_tensors(run.graph, *run.source);
+  refuse_sparse_and_linear(run.graph, options.model);
   make_plan(ctx, options, run);
   run.needs_calibration = !options.calibration.files.empty() || !options.imatrix_output.empty();
   for (const PlannedLinear& linear : run.plan.linears) {

@@ -237,7 +237,7 @@ Json verify_checkpoint(
     (void)find_engine(engine);
   }
   Json problems = Json::array();
-  const ModelGraph graph = build_graph(checkpoint.config(), checkpoint.config_place());
+  const ModelGraph graph = build_graph(checkpoint);
   check_tensors(graph, checkpoint);
   const EngineModel seen = engine_model(checkpoint, graph);
   std::int64_t quantized = 0;
