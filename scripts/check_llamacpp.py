@@ -56,7 +56,7 @@ def main() -> None:
     for path in arguments.files:
         loss, windows = mean_loss(path, arguments.text.read_bytes(), arguments.windows, 512)
         command = [arguments.quern, "eval", str(path), "--perplexity", str(arguments.text), "--windows", str(windows),
-                   "--context", "512", "--json", "--quiet"]
+                   "--context", "512", "--protocol", "llama.cpp", "--json", "--quiet"]
         done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
         ours = next(iter(json.loads(done.stdout)["perplexity"].values()))
         difference = ours["ppl"] / math.exp(loss) - 1
