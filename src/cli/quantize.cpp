@@ -6,6 +6,7 @@
 #include "format/checkpoint.h"
 #include "pipeline/difference.h"
 #include "pipeline/export.h"
+#include "pipeline/manifest.h"
 #include "pipeline/run_paths.h"
 #include "pipeline/staging.h"
 #include "report/report.h"
@@ -57,6 +58,16 @@ std::filesystem::path also_output(const QuantizeOptions& options, const std::str
   return options.output.string() + "-" + format;
 }
 
+bool is_export(const std::filesystem::path& directory) {
+  try {
+    return read_json(directory / kManifestName).value("schema", "") == kExportSchema;
+  } catch (const Error&) {
+    return false;  // something else
+  } catch (const Json::exception&) {
+    return false;
+  }
+}
+
 // Exports of the result; one that stands there from before is kept when it is equal.
 Json write_also(Session& session, const QuantizeOptions& options) {
   const Context& ctx = session.context();
@@ -70,8 +81,7 @@ Json write_also(Session& session, const QuantizeOptions& options) {
     target.shard_bytes = options.shard_bytes;
     target.command = options.command;
     const bool there =
-        options.resume && !options.force &&
-        std::filesystem::exists(target.output / "quantization_manifest.json") &&
+        options.resume && !options.force && is_export(target.output) &&
         equal_checkpoints(ctx, *open_checkpoint(options.output), *open_checkpoint(target.output));
     if (!there) {
       (void)export_checkpoint(ctx, target);
@@ -80,15 +90,6 @@ Json write_also(Session& session, const QuantizeOptions& options) {
     exports.push_back({{"output", target.output.string()}, {"format", format}});
   }
   return exports;
-}
-
-bool is_export(const std::filesystem::path& directory) {
-  try {
-    return read_json(directory / "quantization_manifest.json").value("schema", "") ==
-           "quern.export/1";
-  } catch (const std::exception&) {
-    return false;
-  }
 }
 
 // What would only come to light when the work is done.
@@ -108,7 +109,6 @@ void check_outputs(const QuantizeOptions& options, const Arguments& arguments) {
 
 int run_quantize(Session& session, const Arguments& arguments) {
   const QuantizeOptions options = quantize_options(session, arguments);
-  check_outputs(options, arguments);
   const Context& ctx = session.context();
   if (arguments.dry_run) {
     const PreparedRun run = prepare_quantize(ctx, options);
@@ -121,6 +121,7 @@ int run_quantize(Session& session, const Arguments& arguments) {
          {"predicted", predicted_json(run)}});
     return 0;
   }
+  check_outputs(options, arguments);
   const Json manifest = quantize(ctx, options);
   log_result(ctx, manifest, arguments);
   if (!arguments.report.empty()) {

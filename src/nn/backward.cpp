@@ -179,7 +179,15 @@ class BlockGradient {
     std::vector<float> up = matrix(rows_, inner);
     std::vector<float> hidden = matrix(rows_, inner);
     mlp_hidden(
-        ctx_, workspace_, block_, weights_, X.data(), rows_, gate.data(), up.data(), hidden.data());
+        ctx_,
+        workspace_,
+        weights_,
+        block_.mlp,
+        X.data(),
+        rows_,
+        gate.data(),
+        up.data(),
+        hidden.data());
     observe(kDownProj, hidden.data(), dy);
     input_backward(kDownProj, dy, false, hidden.data());
     ctx_.pool.for_chunks(rows_, kRowChunk, [&](std::int64_t begin, std::int64_t end, int) {

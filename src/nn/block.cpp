@@ -64,17 +64,17 @@ void site_input(
 void mlp_hidden(
     const Context& ctx,
     Workspace& workspace,
-    const Block& block,
     const BlockWeights& weights,
+    int first,
     const float* X,
     std::int64_t rows,
     float* gate,
     float* up,
     float* hidden) {
-  const auto first = static_cast<std::size_t>(block.mlp);
-  const std::int64_t width = weights.linears[first].out_features;
-  linear_forward(ctx, workspace, weights.linears[first], X, rows, gate);
-  linear_forward(ctx, workspace, weights.linears[first + 1], X, rows, up);
+  const LinearWeights& gate_proj = weights.linears[static_cast<std::size_t>(first)];
+  const std::int64_t width = gate_proj.out_features;
+  linear_forward(ctx, workspace, gate_proj, X, rows, gate);
+  linear_forward(ctx, workspace, weights.linears[static_cast<std::size_t>(first) + 1], X, rows, up);
   ctx.pool.for_chunks(rows, kRowChunk, [&](std::int64_t begin, std::int64_t end, int) {
     const std::int64_t offset = begin * width;
     ctx.kernels.swiglu(gate + offset, up + offset, hidden + offset, (end - begin) * width);
@@ -112,7 +112,7 @@ void apply_site(
       }
       std::vector<float> gate(static_cast<std::size_t>(rows * linear(block.mlp).out_features));
       std::vector<float> up(gate.size());
-      mlp_hidden(ctx, workspace, block, weights, X, rows, gate.data(), up.data(), carried);
+      mlp_hidden(ctx, workspace, weights, block.mlp, X, rows, gate.data(), up.data(), carried);
       return;
     }
     default: add_linear(ctx, workspace, linear(block.mlp + 2), X, rows, x); return;

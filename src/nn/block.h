@@ -45,13 +45,14 @@ void apply_site(
     float* x,
     float* carried);
 
-// The MLP's hidden values silu(gate) * up [rows, intermediate] of X [rows, hidden] (a block without
-// a mixture), with the values of gate_proj and up_proj that they were made of.
+// The hidden values silu(gate) * up [rows, width] of an MLP or expert whose gate_proj is linear
+// `first` and whose up_proj is the next, for X [rows, hidden], with the values that they were made
+// of; `hidden` may be `gate`.
 void mlp_hidden(
     const Context& ctx,
     Workspace& workspace,
-    const Block& block,
     const BlockWeights& weights,
+    int first,
     const float* X,
     std::int64_t rows,
     float* gate,

@@ -2,6 +2,7 @@
 #include "nn/moe.h"
 
 #include "kernels/kernels.h"
+#include "nn/block.h"
 
 #include <algorithm>
 #include <cmath>
@@ -12,8 +13,6 @@
 namespace quern {
 namespace {
 
-constexpr std::int64_t kRowChunk = 32;
-
 // down(silu(gate(X)) * up(X)) of the expert whose gate_proj is linear `first`.
 std::vector<float> expert_output(
     const Context& ctx,
@@ -22,21 +21,12 @@ std::vector<float> expert_output(
     int first,
     const float* X,
     std::int64_t rows) {
-  const LinearWeights& gate = weights.linears[static_cast<std::size_t>(first)];
-  const LinearWeights& up = weights.linears[static_cast<std::size_t>(first) + 1];
   const LinearWeights& down = weights.linears[static_cast<std::size_t>(first) + 2];
-  const std::int64_t width = gate.out_features;
-  std::vector<float> a(static_cast<std::size_t>(rows * width));
-  std::vector<float> b(a.size());
-  linear_forward(ctx, workspace, gate, X, rows, a.data());
-  linear_forward(ctx, workspace, up, X, rows, b.data());
-  ctx.pool.for_chunks(rows, kRowChunk, [&](std::int64_t begin, std::int64_t end, int) {
-    const std::int64_t offset = begin * width;
-    ctx.kernels.swiglu(
-        a.data() + offset, b.data() + offset, a.data() + offset, (end - begin) * width);
-  });
+  std::vector<float> hidden(static_cast<std::size_t>(rows * down.in_features));
+  std::vector<float> up(hidden.size());
+  mlp_hidden(ctx, workspace, weights, first, X, rows, hidden.data(), up.data(), hidden.data());
   std::vector<float> y(static_cast<std::size_t>(rows * down.out_features));
-  linear_forward(ctx, workspace, down, a.data(), rows, y.data());
+  linear_forward(ctx, workspace, down, hidden.data(), rows, y.data());
   return y;
 }
 

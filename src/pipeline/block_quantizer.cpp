@@ -4,7 +4,7 @@
 #include "base/error.h"
 #include "base/process.h"
 #include "calib/statistics.h"
-#include "format/gguf_names.h"
+#include "pipeline/importance.h"
 #include "plan/site_scaling.h"
 #include "quant/activation.h"
 #include "quant/clipping.h"
@@ -88,26 +88,6 @@ std::vector<float> input_squares(const SiteStats& stats, std::span<const float> 
     sums[j] = static_cast<float>(sum * factor * factor);
   }
   return sums;
-}
-
-// The diagonal of second moments out of an importance matrix; nothing when it lacks the linear.
-std::optional<SiteStats> diagonal_stats(const Imatrix& imatrix, const Linear& linear) {
-  const std::optional<std::string> name = gguf_tensor_name(linear.module + ".weight");
-  const auto entry = name ? imatrix.entries.find(*name) : imatrix.entries.end();
-  if (entry == imatrix.entries.end()) {
-    return std::nullopt;
-  }
-  const std::vector<float> importance = entry->second.importance();
-  const auto width = static_cast<std::size_t>(linear.in_features);
-  SiteStats stats;
-  stats.width = linear.in_features;
-  constexpr float kMostRows = 1e15F;  // counts are floats of a file
-  stats.rows = std::llround(std::min(entry->second.counts.front(), kMostRows));
-  stats.H.resize(width * width);
-  for (std::size_t j = 0; j < width; ++j) {
-    stats.H[j * (width + 1)] = importance[j];
-  }
-  return stats;
 }
 
 Json transform_json(const Block& block, int site, const ScalingResult& found) {

@@ -579,11 +579,11 @@ Json copy_gguf(const ExportOptions& options, const Checkpoint& checkpoint, doubl
     throw_mismatch(copy.filename().string());
   }
   const auto written = open_checkpoint(copy);
-  const ModelGraph graph = build_graph(written->config(), written->config_place());
+  const ModelGraph graph = build_graph(*written);
   const std::uint64_t bytes = fs::file_size(copy);
   put_in_place(is_file ? copy : paths.staging, paths.output, options.force);
   return {
-      {"schema", "quern.export/1"},
+      {"schema", kExportSchema},
       {"output", options.output.string()},
       {"source", options.model.string()},
       {"format", "gguf"},
@@ -657,10 +657,7 @@ Json export_checkpoint(const Context& ctx, const ExportOptions& options) {
                                       : job.checkpoint->config();
   if (unties_table(job)) {
     config = untied_config(std::move(config));
-    ctx.log.warning(fmt::format(
-        "{} is untied from the head: {} cannot tie a packed table, so it is written twice",
-        job.graph.embedding.module,
-        job.format->name));
+    ctx.log.warning(untied_text(job.graph.embedding.module, job.format->name));
   }
   write_configs(
       config,
@@ -679,7 +676,7 @@ Json export_checkpoint(const Context& ctx, const ExportOptions& options) {
   Json files = files_json(staging.path());
   const std::uint64_t bytes = total_size(files);
   const Json manifest = {
-      {"schema", "quern.export/1"},
+      {"schema", kExportSchema},
       {"program", program_json(ctx)},
       {"output", paths.output.filename().string()},
       {"source", source_json(*job.checkpoint, parameters)},

@@ -10,6 +10,8 @@
 
 namespace quern {
 
+inline constexpr const char* kExportSchema = "quern.export/1";
+
 struct ExportOptions {
   std::filesystem::path model;
   std::filesystem::path output;

@@ -7,6 +7,7 @@
 #include "quern/version.h"
 
 #include <algorithm>
+#include <set>
 #include <string_view>
 #include <utility>
 
@@ -124,6 +125,72 @@ std::uint64_t total_size(const Json& files) {
     bytes += file["size"].get<std::uint64_t>();
   }
   return bytes;
+}
+
+Json timing_json(const PartTimes& times, double rate_per_core) {
+  const auto part = [&](const PartTime& time) -> Json {
+    const double rate = time.cpu_seconds > 0 ? time.work / time.cpu_seconds : 0;
+    return {
+        {"seconds", time.seconds},
+        {"cpu_seconds", time.cpu_seconds},
+        {"gflops_per_cpu_second", 2e-9 * rate},
+        {"share_of_gemm_rate", rate_per_core > 0 ? rate / rate_per_core : 0}};
+  };
+  return {
+      {"gemm_gflops_per_core", 2e-9 * rate_per_core},
+      {"second_moments", part(times.gather)},
+      {"rounding", part(times.round)},
+      {"forward", part(times.apply)}};
+}
+
+Json kept_json(const PreparedRun& run) {
+  std::set<std::string> replaced;
+  for (const PlannedLinear& linear : run.plan.linears) {
+    if (!linear.keep()) {
+      replaced.insert(linear.name + ".weight");
+    }
+  }
+  Json kept = Json::array();
+  for (const auto& [name, view] : run.source->tensors().tensors()) {
+    if (replaced.contains(name) || is_dropped(run, name)) {
+      continue;
+    }
+    std::string reason = "norm or bias";
+    if (name == run.graph.embedding.weight()) {
+      reason = run.graph.head_tied ? "embedding, tied with the head" : "embedding";
+    } else if (name == run.graph.head.module + ".weight") {
+      reason = "head";
+    } else if (
+        run.plan.find(name.substr(0, name.rfind('.'))) != nullptr && name.ends_with(".weight")) {
+      reason = "the plan keeps it";
+    }
+    kept.push_back(
+        {{"name", name},
+         {"dtype", dtype_name(view.dtype)},
+         {"bytes", view.bytes.size()},
+         {"reason", reason}});
+  }
+  return kept;
+}
+
+Json calibration_json(const CalibrationSet& calibration) {
+  return {
+      {"samples", calibration.sequences.size()},
+      {"tokens", calibration.tokens()},
+      {"length", calibration.sequences.empty() ? 0 : calibration.sequences.front().size()},
+      {"sha256", calibration.sha256},
+      {"sources", calibration.sources}};
+}
+
+Json planning_json(const PlanRecord& planning) {
+  if (planning.budget.is_null()) {
+    return nullptr;
+  }
+  return {
+      {"budget", planning.budget},
+      {"constraints", planning.constraints},
+      {"additivity", planning.additivity ? additivity_json(*planning.additivity) : Json(nullptr)},
+      {"seconds", planning.seconds}};
 }
 
 }  // namespace quern

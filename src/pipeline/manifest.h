@@ -3,8 +3,10 @@
 
 #include "base/context.h"
 #include "base/json.h"
+#include "calib/calibration_set.h"
 #include "format/side_files.h"
 #include "model/graph.h"
+#include "pipeline/block_quantizer.h"
 #include "pipeline/output.h"
 #include "tensor/checkpoint.h"
 
@@ -38,6 +40,11 @@ inline constexpr const char* kManifestName = "quantization_manifest.json";
 [[nodiscard]] Json files_json(const std::filesystem::path& directory);  // of weight_files()
 [[nodiscard]] Json side_files_json(const SideFiles& files);
 [[nodiscard]] Json census_json(const Census& census);
+[[nodiscard]] Json calibration_json(const CalibrationSet& calibration);
+[[nodiscard]] Json planning_json(const PlanRecord& planning);  // null without a budget
+[[nodiscard]] Json kept_json(const PreparedRun& run);  // what is not quantized, and why
+// Rates in multiply-adds a CPU second, beside the best that one core reaches in a plain product.
+[[nodiscard]] Json timing_json(const PartTimes& times, double rate_per_core);
 
 // Bytes of the files in a files_json().
 [[nodiscard]] std::uint64_t total_size(const Json& files);

@@ -96,7 +96,7 @@ std::vector<TensorDeclaration> declare_output(const PreparedRun& run) {
   std::vector<TensorDeclaration> declarations;
   for (const auto& [name, view] : run.source->tensors().tensors()) {
     const auto found = replaced.find(name);
-    if (is_copy_of_table(run, name)) {
+    if (is_dropped(run, name)) {
       continue;
     }
     if (found == replaced.end()) {
@@ -131,15 +131,17 @@ bool unties_table(const PreparedRun& run) {
   return run.format->unties_tables && run.graph.head_tied && table != nullptr && !table->keep();
 }
 
-bool is_copy_of_table(const PreparedRun& run, const std::string& name) {
+bool is_dropped(const PreparedRun& run, const std::string& name) {
   const PlannedLinear* table = run.plan.find(run.graph.embedding.module);
-  if (name != std::string(kUntiedHead) + kWeight || !run.graph.head_tied || table == nullptr ||
-      table->keep()) {
-    return false;
-  }
-  const TensorView* embedding = run.source->tensors().find(run.graph.embedding.weight());
-  const TensorView* head = run.source->tensors().find(name);
-  return head->shape == embedding->shape && same_floats(*head, *embedding, false);
+  return run.head_is_copy && name == std::string(kUntiedHead) + kWeight && table != nullptr &&
+         !table->keep();
+}
+
+std::string untied_text(const std::string& table, std::string_view format) {
+  return fmt::format(
+      "{} is untied from the head: {} cannot tie a packed table, so it is written twice",
+      table,
+      format);
 }
 
 Json untied_config(Json config) {
@@ -195,7 +197,7 @@ void write_output(
     }
   }
   for (const auto& [name, view] : store.tensors()) {
-    if (!replaced.contains(name) && !changed.contains(name) && !is_copy_of_table(run, name)) {
+    if (!replaced.contains(name) && !changed.contains(name) && !is_dropped(run, name)) {
       writer.write(name, view.bytes);
       store.release(view);
     }
@@ -227,7 +229,7 @@ Census verify_output(
   }
   for (const auto& [name, view] : store.tensors()) {
     ++census.in;
-    if (replaced.contains(name) || is_copy_of_table(run, name)) {
+    if (replaced.contains(name) || is_dropped(run, name)) {
       continue;
     }
     if (run.gguf && run.graph.head_tied && name == "lm_head.weight") {

@@ -26,9 +26,11 @@ namespace quern {
 
 // Whether a table that is tied to both ends is written twice, because the format cannot tie it.
 [[nodiscard]] bool unties_table(const PreparedRun& run);
-// Whether a source tensor is a copy of the tied table that some checkpoints hold as their head
-// (Qwen3-0.6B and 1.7B as released), and the table is quantized: then that stands for both.
-[[nodiscard]] bool is_copy_of_table(const PreparedRun& run, const std::string& name);
+// What people are told of it.
+[[nodiscard]] std::string untied_text(const std::string& table, std::string_view format);
+// Whether the source tensor `name` goes: the head's copy of a table (PreparedRun::head_is_copy)
+// that is quantized and stands for both.
+[[nodiscard]] bool is_dropped(const PreparedRun& run, const std::string& name);
 // `config` of a model whose embedding and head are two tables.
 [[nodiscard]] Json untied_config(Json config);
 

@@ -4,9 +4,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/process.h"
-#include "base/units.h"
 #include "format/checkpoint.h"
-#include "format/gguf_names.h"
 #include "format/imatrix.h"
 #include "format/safetensors.h"
 #include "format/side_files.h"
@@ -16,9 +14,9 @@
 #include "pipeline/calibration_input.h"
 #include "pipeline/gguf_output.h"
 #include "pipeline/hazards.h"
+#include "pipeline/importance.h"
 #include "pipeline/manifest.h"
 #include "pipeline/output.h"
-#include "pipeline/planner.h"
 #include "pipeline/run_paths.h"
 #include "pipeline/run_state.h"
 #include "pipeline/source_card.h"
@@ -34,7 +32,6 @@
 #include <algorithm>
 #include <numeric>
 #include <optional>
-#include <set>
 #include <system_error>
 #include <utility>
 
@@ -42,79 +39,6 @@ namespace quern {
 namespace {
 
 namespace fs = std::filesystem;
-
-constexpr std::size_t kMostShards = 500;  // all are open at once
-
-void check_bits(const QuantPlan& plan) {
-  for (const PlannedLinear& linear : plan.linears) {
-    if (linear.keep()) {
-      continue;
-    }
-    const Method* method = find_method(linear.method);
-    if (method == nullptr) {
-      std::string known;
-      for (const Method& each : methods()) {
-        known += (known.empty() ? "" : ", ") + std::string(each.name);
-      }
-      throw UsageError(
-          "unknown method", linear.method, "expected one of " + known, "--method gptq");
-    }
-    if (linear.scheme.bits < method->min_bits || linear.scheme.bits > method->max_bits) {
-      throw UsageError(
-          "a width that the method does not define",
-          linear.name,
-          fmt::format(
-              "{} takes {} to {} bits, found {}",
-              method->name,
-              method->min_bits,
-              method->max_bits,
-              linear.scheme.bits),
-          "choose another --bits or --method");
-    }
-  }
-}
-
-// Linears whose sizes do not fill the format's words stay in 16 bits, with the reason in the plan.
-// A scheme that the format holds in no size is refused by the caller's own check.
-void keep_odd_shapes(
-    const Context& ctx,
-    const OutputFormat& format,
-    const QuantizeOptions& options,
-    const ModelGraph& graph,
-    QuantPlan& plan) {
-  constexpr std::int64_t kWholeWords = 4096;
-  PlannedLinear every;
-  every.name = "every linear";
-  every.out_features = kWholeWords;
-  every.in_features = kWholeWords * std::max<std::int64_t>(1, options.scheme.group_size);
-  every.method = options.method;
-  every.scheme = options.scheme;
-  every.activation = options.activation;
-  format.check(output_module(every, format, graph));
-  std::int64_t kept = 0;
-  for (PlannedLinear& linear : plan.linears) {
-    if (linear.keep() || linear.is_table()) {
-      continue;  // a table was asked for by itself: what cannot be held is refused below
-    }
-    try {
-      format.check(output_module(linear, format, graph));
-    } catch (const UnsupportedError& error) {
-      linear.method = "keep";
-      linear.reason = error.failed() + ": " + error.reason();
-      ++kept;
-    }
-  }
-  if (kept > 0) {
-    ctx.log.warning(fmt::format(
-        "{} of {} linears stay in 16 bits: {} cannot hold their sizes (quern plan lists them)",
-        kept,
-        std::count_if(
-            plan.linears.begin(),
-            plan.linears.end(),
-            [](const PlannedLinear& linear) { return !linear.is_table(); }),
-        format.name));
-  }
-}
 
 // What a format does to numbers: what all linears share, or else what it does to any.
 StorageRules common_storage(const PreparedRun& run, const OutputFormat& format) {
@@ -146,25 +70,6 @@ StorageRules joint_storage(const PreparedRun& run, const std::vector<std::string
   return joint;
 }
 
-// What is said before hours of work and not after.
-void check_other_formats(const PreparedRun& run, const std::vector<std::string>& also) {
-  for (const std::string& name : also) {
-    const OutputFormat& other = find_output_format(name);
-    if (run.format->is_gguf || other.is_gguf) {
-      throw UnsupportedError(
-          "GGUF has grids of its own",
-          "--also " + name,
-          "expected formats that share a grid: gptq, gptq_v2, awq, compressed-tensors, quern",
-          "a run of its own for GGUF");
-    }
-    for (const PlannedLinear& linear : run.plan.linears) {
-      if (!linear.keep()) {
-        other.check(output_module(linear, other, run.graph));
-      }
-    }
-  }
-}
-
 // Static scales of activations are known when every linear was rounded.
 void settle_static_scales(const PartSource& parts, const ModelGraph& graph, QuantPlan& plan) {
   if (std::all_of(plan.linears.begin(), plan.linears.end(), [](const PlannedLinear& linear) {
@@ -178,19 +83,6 @@ void settle_static_scales(const PartSource& parts, const ModelGraph& graph, Quan
           done.activation;
     }
   }
-}
-
-// Whether a linear takes more than how large its inputs are.
-bool needs_activations(
-    const QuantPlan& plan, const PlannedLinear& linear, const MethodOptions& options) {
-  const Method& method = *find_method(linear.method);
-  return linear.hot_rows > 0 || !plan.transform.empty() || options.mismatch_target ||
-         method.needs_reference || (linear.activation.active() && !linear.activation.dynamic);
-}
-
-// Whether a search needs to know which inputs are large.
-bool weighs_columns(RangeSearch range) {
-  return range == RangeSearch::kWeighted || range == RangeSearch::kOutput;
 }
 
 Json options_json(const QuantizeOptions& options) {
@@ -232,28 +124,6 @@ fs::path gguf_file_name(const fs::path& output) {
 // Where the manifest of a finished result stands.
 fs::path manifest_path(const fs::path& output) {
   return is_gguf_file(output) ? beside(output, ".manifest.json") : output / kManifestName;
-}
-
-// Grids of free scales become the block types of GGUF: the type that --format names, else that of
-// the width; a type that its blocks do not fit becomes what llama.cpp takes in its place.
-void choose_ggml_types(const QuantizeOptions& options, QuantPlan& plan) {
-  const std::size_t colon = options.format.find(':');
-  for (PlannedLinear& linear : plan.linears) {
-    if (linear.keep() || linear.scheme.ggml) {
-      continue;
-    }
-    if (linear.hot_rows > 0) {
-      throw UnsupportedError(
-          "GGUF has one type for a table",
-          linear.name,
-          "expected all rows alike, found frequent tokens with more bits",
-          "--embedding-bits 8, or --format quern");
-    }
-    const GgmlType type = colon != std::string::npos && !linear.is_table()
-                              ? rounded_ggml_type(options.format.substr(colon + 1))
-                              : ggml_type_of_bits(linear.scheme.bits);
-    linear.scheme = ggml_scheme(fitting_ggml_type(type, linear.in_features));
-  }
 }
 
 // Everything that decides the bytes of the result. The files of the source are known by name, size
@@ -465,362 +335,6 @@ PartTimes quantize_blocks(
   return quantizer.times();
 }
 
-// Rates in multiply-adds a CPU second, beside the best that one core reaches in a plain product.
-Json timing_json(const PartTimes& times, double rate_per_core) {
-  const auto part = [&](const PartTime& time) -> Json {
-    const double rate = time.cpu_seconds > 0 ? time.work / time.cpu_seconds : 0;
-    return {
-        {"seconds", time.seconds},
-        {"cpu_seconds", time.cpu_seconds},
-        {"gflops_per_cpu_second", 2e-9 * rate},
-        {"share_of_gemm_rate", rate_per_core > 0 ? rate / rate_per_core : 0}};
-  };
-  return {
-      {"gemm_gflops_per_core", 2e-9 * rate_per_core},
-      {"second_moments", part(times.gather)},
-      {"rounding", part(times.round)},
-      {"forward", part(times.apply)}};
-}
-
-Json kept_json(const PreparedRun& run) {
-  std::set<std::string> replaced;
-  for (const PlannedLinear& linear : run.plan.linears) {
-    if (!linear.keep()) {
-      replaced.insert(linear.name + ".weight");
-    }
-  }
-  Json kept = Json::array();
-  for (const auto& [name, view] : run.source->tensors().tensors()) {
-    if (replaced.contains(name) || is_copy_of_table(run, name)) {
-      continue;
-    }
-    std::string reason = "norm or bias";
-    if (name == run.graph.embedding.weight()) {
-      reason = run.graph.head_tied ? "embedding, tied with the head" : "embedding";
-    } else if (name == run.graph.head.module + ".weight") {
-      reason = "head";
-    } else if (
-        run.plan.find(name.substr(0, name.rfind('.'))) != nullptr && name.ends_with(".weight")) {
-      reason = "the plan keeps it";
-    }
-    kept.push_back(
-        {{"name", name},
-         {"dtype", dtype_name(view.dtype)},
-         {"bytes", view.bytes.size()},
-         {"reason", reason}});
-  }
-  return kept;
-}
-
-Json calibration_json(const CalibrationSet& calibration) {
-  return {
-      {"samples", calibration.sequences.size()},
-      {"tokens", calibration.tokens()},
-      {"length", calibration.sequences.empty() ? 0 : calibration.sequences.front().size()},
-      {"sha256", calibration.sha256},
-      {"sources", calibration.sources}};
-}
-
-Json planning_json(const PlanRecord& planning) {
-  if (planning.budget.is_null()) {
-    return nullptr;
-  }
-  return {
-      {"budget", planning.budget},
-      {"constraints", planning.constraints},
-      {"additivity", planning.additivity ? additivity_json(*planning.additivity) : Json(nullptr)},
-      {"seconds", planning.seconds}};
-}
-
-std::uint64_t layout_bytes(const PreparedRun& run) {
-  if (run.gguf) {
-    return run.gguf->layout.bytes;
-  }
-  return run.layout.total_bytes() - run.layout.index.size();
-}
-
-// Formats that know one scheme for all linears leave nothing to plan.
-void refuse_one_scheme(const QuantizeOptions& options, const PreparedRun& run) {
-  std::vector<std::string> names = options.also;
-  names.emplace_back(run.format->name);
-  for (const std::string& name : names) {
-    const OutputFormat& format = find_output_format(name);
-    if (format.is_gguf) {
-      continue;
-    }
-    std::vector<OutputModule> modules;
-    for (PlannedLinear linear : run.plan.linears) {
-      if (!linear.is_table()) {
-        linear.scheme.bits = 4;
-        linear.scheme.group_size = linear.layer == 0 ? 64 : 128;
-        modules.push_back(output_module(linear, format, run.graph));
-      }
-    }
-    try {
-      (void)format.config(
-          {4, run.plan.linears.front().scheme.symmetric, 128, {}}, modules, Json::object());
-    } catch (const UnsupportedError& error) {
-      throw UnsupportedError(
-          "nothing to plan in this format",
-          "--format " + name,
-          fmt::format("{} has one scheme for all linears", name),
-          "--format compressed-tensors, gptq, gguf or quern; or --bits for all");
-    }
-  }
-}
-
-// From the file, for the budget, or every linear alike.
-void make_plan(const Context& ctx, const QuantizeOptions& options, PreparedRun& run) {
-  const bool from_file = !options.plan_file.empty();
-  if (from_file) {
-    run.plan = read_plan(read_json(options.plan_file), options.plan_file.string(), run.graph);
-  } else {
-    run.plan = uniform_plan(run.graph, options.method, options.scheme, options.tables);
-    run.plan.transform = options.transform;
-    for (PlannedLinear& linear : run.plan.linears) {
-      if (!linear.is_table()) {
-        linear.range = range_for(linear.role, options.method_options.range);
-        linear.activation = options.activation;
-      }
-    }
-  }
-  if (run.format->is_gguf) {
-    choose_ggml_types(options, run.plan);
-  }
-  check_bits(run.plan);
-  resolve_hot_rows(run.source->directory(), !from_file, run.plan);
-  if (options.planning.budget.given()) {
-    refuse_one_scheme(options, run);
-    plan_for_budget(ctx, options, run);
-  } else if (!from_file && !run.format->is_gguf) {
-    keep_odd_shapes(ctx, *run.format, options, run.graph, run.plan);
-  }
-}
-
-}  // namespace
-
-PreparedRun prepare_quantize(const Context& ctx, const QuantizeOptions& options) {
-  PreparedRun run;
-  run.format = &find_output_format(options.format);
-  run.source = open_checkpoint(options.model);
-  if (run.source->format() != "dense") {
-    throw UnsupportedError(
-        "the model is quantized already",
-        options.model.string(),
-        "found the format " + run.source->format(),
-        "start from the BF16 release");
-  }
-  run.graph = build_graph(*run.source);
-  check_tensors(run.graph, *run.source);
-  refuse_sparse_and_linear(run.graph, options.model);
-  make_plan(ctx, options, run);
-  run.needs_calibration = !options.calibration.files.empty() || !options.imatrix_output.empty();
-  for (const PlannedLinear& linear : run.plan.linears) {
-    if (!linear.keep()) {
-      run.format->check(output_module(linear, *run.format, run.graph));
-      const bool needs_text = needs_activations(run.plan, linear, options.method_options);
-      if (needs_text && !options.imatrix.empty()) {
-        throw UsageError(
-            "an importance matrix is not enough",
-            linear.name,
-            "channel factors, mismatch targets, static scales and tables of mixed rows need text",
-            "--calibration instead of --imatrix, or --method rtn, gptq");
-      }
-      const bool weighs = find_method(linear.method)->needs_statistics ||
-                          weighs_columns(linear.range.value_or(options.method_options.range));
-      run.needs_calibration =
-          run.needs_calibration || needs_text || (weighs && options.imatrix.empty());
-    }
-  }
-  if (std::all_of(run.plan.linears.begin(), run.plan.linears.end(), [](const auto& linear) {
-        return linear.keep();
-      })) {
-    const bool from_file = !options.plan_file.empty();
-    throw UsageError(
-        "the plan quantizes nothing",
-        from_file ? options.plan_file.string() : "--format " + options.format,
-        "every linear is kept: " + run.plan.linears.front().reason,
-        from_file ? "give at least one linear a method"
-                  : "--group-size channel, or another format");
-  }
-  check_other_formats(run, options.also);
-  if (run.format->is_gguf) {
-    run.gguf =
-        plan_gguf_output(*run.source, run.graph, run.plan, model_name(run.source->directory()));
-  } else {
-    (void)output_config(run, Json::object());  // refuses what the format cannot say
-    run.declarations = declare_output(run);
-    SafetensorsOptions layout;
-    layout.max_file_bytes = options.shard_bytes;
-    run.layout = plan_safetensors(run.declarations, layout);
-  }
-  if (unties_table(run) && run.source->tensors().find("lm_head.weight") != nullptr &&
-      !is_copy_of_table(run, "lm_head.weight")) {
-    throw UnsupportedError(
-        "a head that is no copy of the table that it is tied to",
-        "lm_head.weight",
-        "config.json ties them, and the file holds two different ones",
-        "set tie_word_embeddings to false in config.json if both are meant");
-  }
-  if (run.layout.files.size() > kMostShards) {
-    throw UsageError(
-        "too many weight files",
-        fmt::format("--shard-size {}", options.shard_bytes),
-        fmt::format("at most {} expected, there would be {}", kMostShards, run.layout.files.size()),
-        "--shard-size 5GB");
-  }
-  const CalibrationExtent extent = calibration_extent(options.calibration);
-  run.estimate = estimate_run(
-      ctx,
-      run.graph,
-      run.plan,
-      options.method_options,
-      options.imatrix.empty() ? extent.samples : 0,
-      extent.length,
-      run.needs_calibration || !options.imatrix.empty());
-  return run;
-}
-
-Json predicted_json(const PreparedRun& run) {
-  const std::uint64_t bytes = layout_bytes(run);
-  const std::optional<double> loss = predicted_loss(run.plan);
-  return {
-      {"bits_per_weight", bits_per_weight(bytes, parameters_of(*run.source))},
-      {"bytes", bytes},
-      {"peak_rss_bytes", run.estimate.peak()},
-      {"spilled_bytes", run.estimate.spilled},
-      {"seconds", run.estimate.seconds},
-      {"kl", loss ? Json(*loss) : Json(nullptr)}};
-}
-
-std::string describe_plan(const PreparedRun& run, const QuantizeOptions& options) {
-  const Estimate& e = run.estimate;
-  const auto human = [](std::uint64_t bytes) { return human_bytes(static_cast<double>(bytes)); };
-  const std::int64_t parameters = parameters_of(*run.source);
-  const std::uint64_t bytes = layout_bytes(run);
-  std::int64_t quantized = 0;
-  std::int64_t linears = 0;
-  for (const PlannedLinear& linear : run.plan.linears) {
-    if (!linear.keep()) {
-      quantized += linear.out_features * linear.in_features;
-      ++linears;
-    }
-  }
-  std::error_code code;
-  const auto space = fs::space(fs::absolute(options.output, code).parent_path(), code);
-  std::string text;
-  text += fmt::format(
-      "Model    {}  {} layers, {:.1f} M parameters, {} in {} file(s)\n",
-      run.graph.config.architecture.empty() ? run.graph.config.family
-                                            : run.graph.config.architecture,
-      run.graph.config.layers,
-      static_cast<double>(parameters) / 1e6,
-      human(tensor_bytes(*run.source)),
-      weight_files(run.source->directory()).size());
-  text += fmt::format(
-      "Target   {} in {} file(s), {:.3f} bits per weight; {} linears of {:.1f} M weights rounded, "
-      "the rest kept as it is\n",
-      human(bytes),
-      run.gguf ? 1 : run.layout.files.size(),
-      bits_per_weight(bytes, parameters),
-      linears,
-      static_cast<double>(quantized) / 1e6);
-  text += fmt::format(
-      "Memory   {} = weights {} + statistics {} + residual stream {} + between sites {} + scratch "
-      "{}\n",
-      human(e.peak()),
-      human(e.weights),
-      human(e.statistics),
-      human(e.residual),
-      human(e.carried),
-      human(e.scratch));
-  text += fmt::format(
-      "Disk     {} for the result + {} for spilled activations{}\n",
-      human(bytes),
-      human(e.spilled),
-      code ? "" : ", free " + human(space.available));
-  text += fmt::format(
-      "Time     about {} on {}\n",
-      human_duration(e.seconds),
-      "this machine (measured rate x work)");
-  return text;
-}
-
-namespace {
-
-// As much of the calibration as an importance matrix tells, for the manifest and the fingerprint.
-CalibrationSet calibration_of(const Imatrix& imatrix, const fs::path& path) {
-  CalibrationSet set;
-  set.sha256 = sha256_of_file(path);
-  set.sources = imatrix.datasets;
-  set.sources.push_back(path.filename().string());
-  return set;
-}
-
-void check_imatrix(const Imatrix& imatrix, const ModelGraph& graph, const fs::path& path) {
-  int known = 0;
-  for (const Block& block : graph.blocks) {
-    for (const Linear& linear : block.linears) {
-      const auto name = gguf_tensor_name(linear.weight());
-      const auto entry = name ? imatrix.entries.find(*name) : imatrix.entries.end();
-      if (entry == imatrix.entries.end()) {
-        continue;
-      }
-      ++known;
-      const std::size_t width = entry->second.sums.size();
-      if (width != static_cast<std::size_t>(linear.in_features)) {
-        throw UsageError(
-            "an importance matrix of another model",
-            "--imatrix " + path.string() + ", " + *name,
-            fmt::format("expected {} columns, found {}", linear.in_features, width),
-            "make one of this model with quern quantize --imatrix-out, or with llama.cpp");
-      }
-    }
-  }
-  if (known == 0) {
-    throw UsageError(
-        "an importance matrix of another model",
-        "--imatrix " + path.string(),
-        "it names none of the linears",
-        "make one of this model with quern quantize --imatrix-out, or with llama.cpp");
-  }
-}
-
-bool is_imatrix(const fs::path& file) {
-  try {
-    (void)read_imatrix(file);
-    return true;
-  } catch (const Error&) {
-    return false;
-  }
-}
-
-void write_imatrix_of(
-    const PartSource& parts,
-    const ModelGraph& graph,
-    const CalibrationSet& calibration,
-    const fs::path& path) {
-  Imatrix imatrix;
-  for (const std::string& part : all_parts(graph)) {
-    for (const InputSquares& inputs : parts(part).inputs) {
-      if (const auto name = gguf_tensor_name(inputs.name + ".weight")) {
-        imatrix.entries[*name] = {inputs.sums, {static_cast<float>(inputs.rows)}};
-      }
-    }
-  }
-  if (imatrix.entries.empty()) {
-    throw UsageError(
-        "no inputs were seen",
-        "--imatrix-out " + path.string(),
-        "the plan rounds no linear of a block, so the text went no further than the embedding",
-        "leave out --imatrix-out");
-  }
-  imatrix.datasets = calibration.sources;
-  imatrix.chunks = static_cast<std::int64_t>(calibration.sequences.size());
-  imatrix.chunk_size = static_cast<std::int64_t>(calibration.sequences.front().size());
-  write_imatrix(path, imatrix);
-}
-
 }  // namespace
 
 Json quantize(const Context& ctx, const QuantizeOptions& options) {
@@ -833,14 +347,11 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
         options.imatrix_output,
         "--imatrix-out",
         {paths.output, paths.staging, paths.work},
-        is_imatrix);
+        is_imatrix_file);
   }
   ctx.log.info(describe_plan(run, options));
   if (unties_table(run)) {
-    ctx.log.warning(fmt::format(
-        "{} is untied from the head: {} cannot tie a packed table, so it is written twice",
-        run.graph.embedding.module,
-        run.format->name));
+    ctx.log.warning(untied_text(run.graph.embedding.module, run.format->name));
   }
   CalibrationSet calibration;
   if (run.needs_calibration) {
@@ -901,7 +412,7 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
   for (const auto& entry : fs::directory_iterator(paths.staging)) {
     fs::remove_all(entry.path());
   }
-  check_disk(run.gguf ? layout_bytes(run) : run.layout.total_bytes(), paths.staging);
+  check_disk(run.gguf ? output_bytes(run) : run.layout.total_bytes(), paths.staging);
   if (state.blocks_saved() > 0) {
     ctx.log.info(fmt::format(
         "resuming: {} of {} blocks are done", state.blocks_saved(), run.graph.blocks.size()));

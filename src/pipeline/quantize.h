@@ -74,6 +74,9 @@ struct PreparedRun {
   PlanRecord planning;
   const OutputFormat* format = nullptr;
   bool needs_calibration = true;
+  // Whether the source holds the tied table a second time, as its head (Qwen3-0.6B and 1.7B as
+  // released).
+  bool head_is_copy = false;
   SafetensorsLayout layout;  // of the weight files
   std::vector<TensorDeclaration> declarations;
   std::optional<GgufPlan> gguf;  // instead of the two, where the format is one GGUF file
@@ -83,6 +86,8 @@ struct PreparedRun {
 // Opens and checks everything that can be checked at once. Throws the errors of its parts.
 [[nodiscard]] PreparedRun prepare_quantize(const Context& ctx, const QuantizeOptions& options);
 
+// What the weight files will take, exactly.
+[[nodiscard]] std::uint64_t output_bytes(const PreparedRun& run);
 // `predicted`, as in the plan document and the manifest.
 [[nodiscard]] Json predicted_json(const PreparedRun& run);
 // Lines for people: sizes, memory, time, what stays in 16 bits.

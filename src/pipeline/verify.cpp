@@ -5,6 +5,7 @@
 #include "base/file.h"
 #include "model/graph.h"
 #include "pipeline/difference.h"
+#include "pipeline/export.h"
 #include "pipeline/manifest.h"
 #include "quant/packed_linear.h"
 
@@ -101,9 +102,11 @@ bool same_tensor(const TensorView& copy, const TensorView& original) {
 bool is_dense_export(const Checkpoint& checkpoint) {
   try {
     const Json manifest = read_json(checkpoint.directory() / kManifestName);
-    return manifest.value("schema", "") == "quern.export/1" && checkpoint.format() == "dense";
+    return manifest.value("schema", "") == kExportSchema && checkpoint.format() == "dense";
   } catch (const Error&) {
     return false;
+  } catch (const Json::exception&) {
+    return false;  // not an object
   }
 }
 
