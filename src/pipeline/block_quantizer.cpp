@@ -176,8 +176,14 @@ void BlockQuantizer::stop_if_interrupted() const {
 
 LinearResult BlockQuantizer::round_linear(
     const PlannedLinear& planned, const LinearProblem& problem) const {
+  const Method& method = *find_method(planned.method);
   try {
-    return find_method(planned.method)->quantize(ctx_, problem, options_);
+    if (problem.stats == nullptr && method.needs_statistics) {
+      LinearResult result = find_method("rtn")->quantize(ctx_, problem, options_);
+      result.report.fallback = "no token of the calibration reached it";
+      return result;
+    }
+    return method.quantize(ctx_, problem, options_);
   } catch (const Error& error) {
     // The methods know rows and columns, not whose.
     const std::string where = planned.name + (error.where().empty() ? "" : ", " + error.where());
@@ -421,8 +427,15 @@ void BlockQuantizer::fold_into_norm(
   for (std::size_t j = 0; j < gain.size(); ++j) {
     divided[j] = gain[j] / found.factors[j];
   }
+  const float centre = site_norm(block, site).zero_centred ? 1.0F : 0.0F;
+  for (float& value : divided) {
+    value -= centre;
+  }
   ReplacedTensor tensor = replaced(source_, name, divided);
   divided = to_float({tensor.dtype, tensor.shape, tensor.bytes});
+  for (float& value : divided) {
+    value += centre;
+  }
   for (std::size_t j = 0; j < gain.size(); ++j) {
     found.factors[j] = divided[j] != 0.0F ? gain[j] / divided[j] : 1.0F;
   }
@@ -434,10 +447,10 @@ void BlockQuantizer::fold_into_norm(
   }
 }
 
-void BlockQuantizer::quantize_site(
+void BlockQuantizer::quantize_linears(
     const Block& block,
     BlockWeights& weights,
-    int site,
+    std::span<const int> linears,
     const SiteStats* stats,
     QuantizedBlock& done,
     Progress& progress) {
@@ -446,7 +459,7 @@ void BlockQuantizer::quantize_site(
     const PartTimer timer(times_.round);
     correction = MismatchCorrection::make(ctx_, *stats, options_);
   }
-  for (const int index : block.sites[static_cast<std::size_t>(site)].linears) {
+  for (const int index : linears) {
     const Linear& linear = block.linears[static_cast<std::size_t>(index)];
     const PlannedLinear* planned = plan_.find(linear.module);
     LinearWeights& target = weights.linears[static_cast<std::size_t>(index)];
@@ -540,6 +553,20 @@ void BlockQuantizer::apply_to_all(
   stream.carried = std::move(next);
 }
 
+void BlockQuantizer::record_inputs(
+    const Block& block,
+    std::span<const int> linears,
+    const SiteStats& stats,
+    QuantizedBlock& done) const {
+  for (const int index : linears) {
+    const auto i = static_cast<std::size_t>(index);
+    done.inputs.push_back(
+        {block.linears[i].module,
+         input_squares(stats, factors_[i].columns),
+         stats.rows + stats.holdout_rows});
+  }
+}
+
 QuantizedBlock BlockQuantizer::run(
     const Block& block, BlockWeights& weights, CalibrationState& state, Progress& progress) {
   QuantizedBlock done;
@@ -560,21 +587,19 @@ QuantizedBlock BlockQuantizer::run(
   }
   const auto sites = static_cast<int>(block.sites.size());
   for (int site = 0; site < sites; ++site) {
-    set_stage(block.sites[static_cast<std::size_t>(site)].name);
-    {
+    const CalibrationSite& place = block.sites[static_cast<std::size_t>(site)];
+    set_stage(place.name);
+    if (site == kMlpInput && block.mixture) {
+      quantize_mixture(
+          block, weights, state, quantized, reference ? &*reference : nullptr, done, progress);
+    } else {
       SiteStats stats =
           gather(block, site, state, quantized, reference ? &*reference : nullptr, progress);
-      for (const int index : block.sites[static_cast<std::size_t>(site)].linears) {
-        const auto i = static_cast<std::size_t>(index);
-        done.inputs.push_back(
-            {block.linears[i].module,
-             input_squares(stats, factors_[i].columns),
-             stats.rows + stats.holdout_rows});
-      }
+      record_inputs(block, place.linears, stats, done);
       if (transform_ != nullptr) {
         fold_into_norm(block, weights, site, stats, done);
       }
-      quantize_site(block, weights, site, &stats, done, progress);
+      quantize_linears(block, weights, place.linears, &stats, done, progress);
     }
     apply_to_all(block, site, state, quantized, progress);
     if (reference) {
@@ -619,15 +644,26 @@ QuantizedBlock BlockQuantizer::run_data_free(
   progress.set_stage(fmt::format("layer {}/{}", block.index + 1, graph_.blocks.size()));
   QuantizedBlock done;
   factors_.assign(block.linears.size(), {});
+  if (block.mixture) {
+    // What experts make inside is the input of no site.
+    std::vector<int> hidden;
+    for (std::size_t i = 0; i < block.linears.size(); ++i) {
+      if (static_cast<int>(i) >= block.mixture->router && block.linears[i].role == Role::kDown) {
+        hidden.push_back(static_cast<int>(i));
+      }
+    }
+    quantize_linears(block, weights, hidden, nullptr, done, progress);
+  }
   for (int site = 0; site < static_cast<int>(block.sites.size()); ++site) {
+    const CalibrationSite& place = block.sites[static_cast<std::size_t>(site)];
     std::optional<SiteStats> stats;
     if (imatrix != nullptr) {
-      for (const int index : block.sites[static_cast<std::size_t>(site)].linears) {
+      for (const int index : place.linears) {
         const Linear& linear = block.linears[static_cast<std::size_t>(index)];
         stats = stats ? std::move(stats) : diagonal_stats(*imatrix, linear);
       }
     }
-    quantize_site(block, weights, site, stats ? &*stats : nullptr, done, progress);
+    quantize_linears(block, weights, place.linears, stats ? &*stats : nullptr, done, progress);
   }
   return done;
 }
@@ -645,7 +681,11 @@ void install(const Block& block, const QuantizedBlock& quantized, BlockWeights& 
     const std::vector<float> values = to_float({tensor.dtype, tensor.shape, tensor.bytes});
     for (int site = 0; site < static_cast<int>(block.sites.size()); ++site) {
       if (site_reads_residual(site) && site_norm(block, site).tensor == tensor.name) {
-        site_norm_gain(weights, site) = values;
+        std::vector<float>& gain = site_norm_gain(weights, site);
+        gain = values;
+        for (float& value : gain) {
+          value += site_norm(block, site).zero_centred ? 1.0F : 0.0F;
+        }
       }
     }
     for (std::size_t k = 0; k < block.linears.size(); ++k) {

@@ -11,8 +11,10 @@
 #include "quant/scaling.h"
 
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -161,13 +163,40 @@ class BlockQuantizer {
       const Stream& quantized,
       const Stream* reference,
       Progress& progress);
-  void quantize_site(
+  // Rounds linears that read the same input, of which `stats` (null: nothing) is known.
+  void quantize_linears(
       const Block& block,
       BlockWeights& weights,
-      int site,
+      std::span<const int> linears,
       const SiteStats* stats,
       QuantizedBlock& done,
       Progress& progress);
+  // The experts of a mixture, some at a time (block_mixture.cpp).
+  void quantize_mixture(
+      const Block& block,
+      BlockWeights& weights,
+      const CalibrationState& state,
+      const Stream& quantized,
+      const Stream* reference,
+      QuantizedBlock& done,
+      Progress& progress);
+  // Calls visit(expert, rows, X, reference X or null, held out) for the tokens of every sequence
+  // that go to an expert of [first, last).
+  using RoutedVisitor = std::function<void(
+      int expert, std::int64_t rows, float* X, float* reference, bool is_holdout)>;
+  void for_routed_rows(
+      const Block& block,
+      const CalibrationState& state,
+      const Stream& quantized,
+      const Stream* reference,
+      int first,
+      int last,
+      const RoutedVisitor& visit);
+  void record_inputs(
+      const Block& block,
+      std::span<const int> linears,
+      const SiteStats& stats,
+      QuantizedBlock& done) const;
   // Runs the linears of a site for all sequences; what they carry to the next site, if anything.
   void apply_to_all(
       const Block& block,

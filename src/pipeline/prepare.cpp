@@ -241,7 +241,9 @@ PreparedRun prepare_quantize(const Context& ctx, const QuantizeOptions& options)
   }
   run.graph = build_graph(*run.source);
   check_tensors(run.graph, *run.source);
-  refuse_sparse_and_linear(run.graph, options.model);
+  if (options.planning.budget.given()) {
+    refuse_sparse_and_linear(run.graph, options.model);  // gradients know dense blocks only
+  }
   run.head_is_copy = head_is_copy(run);
   make_plan(ctx, options, run);
   run.needs_calibration = !options.calibration.files.empty() || !options.imatrix_output.empty();

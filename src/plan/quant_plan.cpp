@@ -29,6 +29,11 @@ PlannedLinear planned(const Linear& linear, std::int64_t layer) {
   return entry;
 }
 
+// Routers and the gates of DeltaNet: engines keep them in floats.
+bool is_gate(Role role) {
+  return role == Role::kRouter || role == Role::kSharedGate || role == Role::kDeltaGates;
+}
+
 // A table is symmetric, which is what engines with quantized embeddings take.
 QuantScheme table_scheme(const QuantScheme& scheme, int bits, const Linear& table) {
   QuantScheme own = scheme;
@@ -214,9 +219,9 @@ QuantPlan uniform_plan(
   for (const Block& block : graph.blocks) {
     for (const Linear& linear : block.linears) {
       PlannedLinear entry = planned(linear, block.index);
-      entry.method = method;
+      entry.method = is_gate(linear.role) ? "keep" : method;
       entry.scheme = scheme;
-      entry.reason = "uniform";
+      entry.reason = is_gate(linear.role) ? "small, and decides where tokens go" : "uniform";
       plan.linears.push_back(std::move(entry));
     }
   }
