@@ -83,8 +83,11 @@ class QuantizedModel {
     CalibrationState state = initial_state(setup, calibration);
     Progress progress(ctx_.log, 1);
     std::vector<QuantizedBlock> done;
+    const BlockParts parts = {
+        [](const std::string&) { return std::optional<QuantizedBlock>(); },
+        [&](const std::string&, const QuantizedBlock& part) { done.push_back(part); }};
     for (std::size_t i = 0; i < model_.graph.blocks.size(); ++i) {
-      done.push_back(quantizer.run(model_.graph.blocks[i], model_.blocks[i], state, progress));
+      quantizer.run(model_.graph.blocks[i], model_.blocks[i], state, parts, progress);
     }
     return done;
   }

@@ -230,7 +230,11 @@ void add_quantize_options(CLI::App& app, QuantizeArguments& a) {
   app.add_flag("--asymmetric", a.asymmetric, "a zero point for each group")
       ->group("What")
       ->excludes(symmetric);
-  app.add_option("--format", a.format, output_format_names() + " (default: gptq)")->group("What");
+  app.add_option(
+         "--format",
+         a.format,
+         output_format_names() + " (default: gptq; experts-int4 compressed-tensors)")
+      ->group("What");
   app.add_option("--also", a.also, "the same codes in this format too, in OUT-FORMAT; repeatable")
       ->group("What");
   add_budget_options(app, a);
@@ -266,6 +270,14 @@ void add_quantize_options(CLI::App& app, QuantizeArguments& a) {
          "--mismatch-target,!--no-mismatch-target",
          a.mismatch_target,
          "round towards the unquantized model's outputs; a second forward pass")
+      ->group("How");
+  app.add_flag("--experts-only", a.experts_only, "round routed experts, and keep all else as it is")
+      ->group("What");
+  app.add_option(
+         "--failsafe",
+         a.failsafe,
+         "experts that few tokens reach: pooled (with the tokens nearest to them) or rtn")
+      ->check(CLI::IsMember({"pooled", "rtn"}))
       ->group("How");
   app.add_option(
          "--restarts", a.restarts, "further rounds of recursion and descent (default: 0; best 1)")
@@ -332,7 +344,8 @@ QuantizeOptions quantize_options(const Session& session, const QuantizeArguments
   }
   options.activation.bits = a.activation_bits.value_or(recipe.activation_bits);
   options.activation.dynamic = a.activation_scale == "dynamic";
-  options.format = a.format;
+  options.format = a.format.value_or(std::string(recipe.format));
+  options.experts_only = recipe.experts_only || a.experts_only;
   options.also = a.also;
   for (const std::string& name : a.also) {
     const auto known = output_formats();
@@ -346,23 +359,20 @@ QuantizeOptions quantize_options(const Session& session, const QuantizeArguments
           "--also compressed-tensors");
     }
   }
-  if (!a.order.empty()) {
-    options.method_options.order = parse_order(a.order);
-  }
+  options.method_options.order = a.order.empty() ? recipe.order : parse_order(a.order);
   options.method_options.range = a.range.empty() ? recipe.range : parse_range(a.range);
   if (a.range.empty() && !a.imatrix.empty() && recipe.range == RangeSearch::kMinMax) {
     options.method_options.range = RangeSearch::kWeighted;  // what else was it given for
   }
   options.method_options.damping = a.damping;
-  if (a.sweeps >= 0) {
-    options.method_options.descent_sweeps = a.sweeps;
-  }
-  if (a.refits >= 0) {
-    options.method_options.refit_rounds = a.refits;
-  }
+  options.method_options.descent_sweeps = a.sweeps >= 0 ? a.sweeps : recipe.descent_sweeps;
+  options.method_options.refit_rounds = a.refits >= 0 ? a.refits : recipe.refit_rounds;
   options.method_options.restarts = a.restarts.value_or(recipe.restarts);
   options.method_options.mismatch_target = a.mismatch_target.value_or(recipe.mismatch_target);
   options.method_options.asymmetry = a.asymmetry;
+  if (a.failsafe == "rtn") {
+    options.method_options.rare_experts = RareExperts::kRtn;
+  }
   const std::string transform = a.transform.empty() ? std::string(recipe.transform) : a.transform;
   options.transform = transform == "none" ? "" : transform;
   for (const std::string& file : a.calibration) {
@@ -390,10 +400,10 @@ QuantizeOptions quantize_options(const Session& session, const QuantizeArguments
         "the inputs of the linears stay floats",
         "--activation-bits 8");
   }
-  if (options.planning.budget.given() && a.format.find(':') != std::string::npos) {
+  if (options.planning.budget.given() && options.format.find(':') != std::string::npos) {
     throw UsageError(
         "a type for all linears leaves nothing to plan",
-        "--format " + a.format,
+        "--format " + options.format,
         "a budget chooses the type of each",
         "--format gguf");
   }

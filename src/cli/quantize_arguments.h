@@ -23,8 +23,10 @@ struct QuantizeArguments {
   bool symmetric = false;
   bool asymmetric = false;
   std::string order;
+  std::string failsafe;
+  bool experts_only = false;
   std::string range;
-  std::string format = "gptq";
+  std::optional<std::string> format;  // as the recipe has it
   std::vector<std::string> also;
   std::string plan;
   double bpw = 0;

@@ -113,6 +113,11 @@ struct Block {
   std::vector<Linear> linears;
   // Indexed by DenseSite; a mixture ends with kMlpInput, whose rows go to some of its linears each.
   std::vector<CalibrationSite> sites;
+
+  // Whether a linear is of a routed expert, which sees a part of the rows only.
+  [[nodiscard]] bool is_expert(int linear) const noexcept {
+    return mixture && linear >= mixture->first_expert && linear < mixture->expert(mixture->experts);
+  }
 };
 
 // A model as data. Walked by calibration, quantization, evaluation and generation alike.

@@ -11,27 +11,6 @@
 #include <span>
 
 namespace quern {
-namespace {
-
-// down(silu(gate(X)) * up(X)) of the expert whose gate_proj is linear `first`.
-std::vector<float> expert_output(
-    const Context& ctx,
-    Workspace& workspace,
-    const BlockWeights& weights,
-    int first,
-    const float* X,
-    std::int64_t rows) {
-  const LinearWeights& down = weights.linears[static_cast<std::size_t>(first) + 2];
-  std::vector<float> hidden(static_cast<std::size_t>(rows * down.in_features));
-  std::vector<float> up(hidden.size());
-  mlp_hidden(ctx, workspace, weights, first, X, rows, hidden.data(), up.data(), hidden.data());
-  std::vector<float> y(static_cast<std::size_t>(rows * down.out_features));
-  linear_forward(ctx, workspace, down, hidden.data(), rows, y.data());
-  return y;
-}
-
-}  // namespace
-
 Routing route(
     const Mixture& mixture, const float* scores, std::int64_t rows, float* probabilities) {
   const auto experts = static_cast<std::size_t>(mixture.experts);
@@ -80,6 +59,59 @@ Routing route(
   return routing;
 }
 
+Routing route_rows(
+    const Context& ctx,
+    Workspace& workspace,
+    const Mixture& mixture,
+    const BlockWeights& weights,
+    const float* X,
+    std::int64_t rows,
+    float* probabilities) {
+  const LinearWeights& router = weights.linears[static_cast<std::size_t>(mixture.router)];
+  std::vector<float> scores(static_cast<std::size_t>(rows * mixture.experts));
+  linear_forward(ctx, workspace, router, X, rows, scores.data());
+  return route(mixture, scores.data(), rows, probabilities);
+}
+
+std::vector<float> expert_output(
+    const Context& ctx,
+    Workspace& workspace,
+    const BlockWeights& weights,
+    int first,
+    const float* X,
+    std::int64_t rows) {
+  const LinearWeights& down = weights.linears[static_cast<std::size_t>(first) + 2];
+  std::vector<float> hidden(static_cast<std::size_t>(rows * down.in_features));
+  std::vector<float> up(hidden.size());
+  mlp_hidden(ctx, workspace, weights, first, X, rows, hidden.data(), up.data(), hidden.data());
+  std::vector<float> y(static_cast<std::size_t>(rows * down.out_features));
+  linear_forward(ctx, workspace, down, hidden.data(), rows, y.data());
+  return y;
+}
+
+void add_shared_expert(
+    const Context& ctx,
+    Workspace& workspace,
+    const Mixture& mixture,
+    const BlockWeights& weights,
+    const float* X,
+    std::int64_t rows,
+    float* x) {
+  if (mixture.shared_expert < 0) {
+    return;
+  }
+  std::vector<float> share(static_cast<std::size_t>(rows));
+  const LinearWeights& gate = weights.linears[static_cast<std::size_t>(mixture.shared_gate)];
+  linear_forward(ctx, workspace, gate, X, rows, share.data());
+  const std::vector<float> y =
+      expert_output(ctx, workspace, weights, mixture.shared_expert, X, rows);
+  for (std::int64_t row = 0; row < rows; ++row) {
+    const float sigmoid = 1.0F / (1.0F + std::exp(-share[static_cast<std::size_t>(row)]));
+    ctx.kernels.axpy_f32(
+        sigmoid, y.data() + row * gate.in_features, x + row * gate.in_features, gate.in_features);
+  }
+}
+
 void mixture_forward(
     const Context& ctx,
     Workspace& workspace,
@@ -88,11 +120,8 @@ void mixture_forward(
     const float* X,
     std::int64_t rows,
     float* x) {
-  const LinearWeights& router = weights.linears[static_cast<std::size_t>(mixture.router)];
-  const std::int64_t hidden = router.in_features;
-  std::vector<float> scores(static_cast<std::size_t>(rows * mixture.experts));
-  linear_forward(ctx, workspace, router, X, rows, scores.data());
-  const Routing routing = route(mixture, scores.data(), rows);
+  const std::int64_t hidden = weights.linears[static_cast<std::size_t>(mixture.router)].in_features;
+  const Routing routing = route_rows(ctx, workspace, mixture, weights, X, rows);
   std::vector<float> gathered;
   for (int expert = 0; expert < mixture.experts; ++expert) {
     const auto begin = static_cast<std::size_t>(routing.begin[static_cast<std::size_t>(expert)]);
@@ -122,18 +151,7 @@ void mixture_forward(
           hidden);
     }
   }
-  if (mixture.shared_expert < 0) {
-    return;
-  }
-  std::vector<float> share(static_cast<std::size_t>(rows));
-  const LinearWeights& gate = weights.linears[static_cast<std::size_t>(mixture.shared_gate)];
-  linear_forward(ctx, workspace, gate, X, rows, share.data());
-  const std::vector<float> y =
-      expert_output(ctx, workspace, weights, mixture.shared_expert, X, rows);
-  for (std::int64_t row = 0; row < rows; ++row) {
-    const float sigmoid = 1.0F / (1.0F + std::exp(-share[static_cast<std::size_t>(row)]));
-    ctx.kernels.axpy_f32(sigmoid, y.data() + row * hidden, x + row * hidden, hidden);
-  }
+  add_shared_expert(ctx, workspace, mixture, weights, X, rows, x);
 }
 
 }  // namespace quern

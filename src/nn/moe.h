@@ -21,6 +21,35 @@ struct Routing {
 [[nodiscard]] Routing route(
     const Mixture& mixture, const float* scores, std::int64_t rows, float* probabilities = nullptr);
 
+// The same from the rows X [rows, hidden] that enter the mixture.
+[[nodiscard]] Routing route_rows(
+    const Context& ctx,
+    Workspace& workspace,
+    const Mixture& mixture,
+    const BlockWeights& weights,
+    const float* X,
+    std::int64_t rows,
+    float* probabilities = nullptr);
+
+// y [rows, hidden] = the output of the expert whose gate_proj is linear `first`, for X.
+[[nodiscard]] std::vector<float> expert_output(
+    const Context& ctx,
+    Workspace& workspace,
+    const BlockWeights& weights,
+    int first,
+    const float* X,
+    std::int64_t rows);
+
+// x [rows, hidden] += the gated output of the expert that every token takes, if there is one.
+void add_shared_expert(
+    const Context& ctx,
+    Workspace& workspace,
+    const Mixture& mixture,
+    const BlockWeights& weights,
+    const float* X,
+    std::int64_t rows,
+    float* x);
+
 // x [rows, hidden] += the mixture's output for X [rows, hidden]: experts in their order, each on
 // the rows that take it, then the shared expert.
 void mixture_forward(

@@ -14,6 +14,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <optional>
 #include <span>
@@ -22,12 +23,19 @@
 namespace quern {
 namespace {
 
+// The share of the rows that a linear of the block sees.
+double share_of_rows(const Block& block, int index) {
+  return block.is_expert(index) ? static_cast<double>(block.mixture->experts_per_token) /
+                                      static_cast<double>(block.mixture->experts)
+                                : 1.0;
+}
+
 double site_apply_work(
     const Block& block, const ModelConfig& config, int site, double tokens, double length) {
   double work = 0;
   for (const int index : block.sites[static_cast<std::size_t>(site)].linears) {
-    work +=
-        tokens * static_cast<double>(block.linears[static_cast<std::size_t>(index)].parameters());
+    const Linear& linear = block.linears[static_cast<std::size_t>(index)];
+    work += tokens * share_of_rows(block, index) * static_cast<double>(linear.parameters());
   }
   if (site == kAttentionInput) {
     work += tokens * length * static_cast<double>(config.heads * config.head_dim);
@@ -98,25 +106,15 @@ Json transform_json(const Block& block, int site, const ScalingResult& found) {
       {"error_ratio", found.error_ratio}};
 }
 
-// Adds what passes between its making and its end to a part.
-class PartTimer {
- public:
-  explicit PartTimer(PartTime& part)
-      : part_(part), seconds_(steady_seconds()), cpu_(process_usage().cpu_seconds) {}
-  PartTimer(const PartTimer&) = delete;
-  PartTimer& operator=(const PartTimer&) = delete;
-  ~PartTimer() {
-    part_.seconds += steady_seconds() - seconds_;
-    part_.cpu_seconds += process_usage().cpu_seconds - cpu_;
-  }
-
- private:
-  PartTime& part_;
-  double seconds_;
-  double cpu_;
-};
-
 }  // namespace
+
+PartTimer::PartTimer(PartTime& part)
+    : part_(part), seconds_(steady_seconds()), cpu_(process_usage().cpu_seconds) {}
+
+PartTimer::~PartTimer() {
+  part_.seconds += steady_seconds() - seconds_;
+  part_.cpu_seconds += process_usage().cpu_seconds - cpu_;
+}
 
 bool needs_reference(const QuantPlan& plan, const MethodOptions& options) {
   return std::any_of(plan.linears.begin(), plan.linears.end(), [&](const PlannedLinear& linear) {
@@ -144,6 +142,12 @@ BlockWork block_work(
   }
   for (const Linear& linear : block.linears) {
     work.round += rounding_work(linear, options);
+  }
+  if (block.mixture) {
+    const Linear& gate = block.linears[static_cast<std::size_t>(block.mixture->first_expert)];
+    const auto n = static_cast<double>(gate.in_features);
+    const auto m = static_cast<double>(gate.out_features);
+    work.gather += gathers * tokens * block.mixture->experts_per_token * (n * n + m * m) / 2;
   }
   return work;
 }
@@ -567,10 +571,14 @@ void BlockQuantizer::record_inputs(
   }
 }
 
-QuantizedBlock BlockQuantizer::run(
-    const Block& block, BlockWeights& weights, CalibrationState& state, Progress& progress) {
+QuantizedBlock BlockQuantizer::quantize_sites(
+    const Block& block,
+    BlockWeights& weights,
+    CalibrationState& state,
+    Stream& quantized,
+    Stream* reference,
+    Progress& progress) {
   QuantizedBlock done;
-  const BlockWeights original = weights;  // views of the mapped file
   factors_.assign(block.linears.size(), {});
   const auto set_stage = [&](const std::string& stage) {
     progress.set_stage(
@@ -580,33 +588,62 @@ QuantizedBlock BlockQuantizer::run(
     set_stage("channel factors");
     fold_between_linears(block, weights, state, done, progress);
   }
+  for (int site = 0; site < static_cast<int>(block.sites.size()); ++site) {
+    const CalibrationSite& place = block.sites[static_cast<std::size_t>(site)];
+    set_stage(place.name);
+    if (site == kMlpInput && block.mixture) {
+      quantize_shared_expert(block, weights, state, quantized, reference, done, progress);
+      break;
+    }
+    SiteStats stats = gather(block, site, state, quantized, reference, progress);
+    record_inputs(block, place.linears, stats, done);
+    if (transform_ != nullptr) {
+      fold_into_norm(block, weights, site, stats, done);
+    }
+    quantize_linears(block, weights, place.linears, &stats, done, progress);
+    apply_to_all(block, site, state, quantized, progress);
+    if (reference != nullptr) {
+      apply_to_all(block, site, state, *reference, progress);
+    }
+  }
+  return done;
+}
+
+void BlockQuantizer::run(
+    const Block& block,
+    BlockWeights& weights,
+    CalibrationState& state,
+    const BlockParts& parts,
+    Progress& progress) {
+  const BlockWeights original = weights;  // views of the mapped file
   Stream quantized{state.x, weights, std::nullopt};
   std::optional<Stream> reference;
   if (state.reference) {
     reference.emplace(Stream{*state.reference, original, std::nullopt});
   }
-  const auto sites = static_cast<int>(block.sites.size());
-  for (int site = 0; site < sites; ++site) {
-    const CalibrationSite& place = block.sites[static_cast<std::size_t>(site)];
-    set_stage(place.name);
-    if (site == kMlpInput && block.mixture) {
-      quantize_mixture(
-          block, weights, state, quantized, reference ? &*reference : nullptr, done, progress);
-    } else {
-      SiteStats stats =
-          gather(block, site, state, quantized, reference ? &*reference : nullptr, progress);
-      record_inputs(block, place.linears, stats, done);
-      if (transform_ != nullptr) {
-        fold_into_norm(block, weights, site, stats, done);
-      }
-      quantize_linears(block, weights, place.linears, &stats, done, progress);
+  Stream* beside = reference ? &*reference : nullptr;
+  const std::string part = block_part(block);
+  if (const std::optional<QuantizedBlock> saved = parts.load(part)) {
+    install(block, *saved, weights);
+    if (!block.mixture) {
+      advance(block, original, weights, state, progress);
+      return;
     }
-    apply_to_all(block, site, state, quantized, progress);
-    if (reference) {
-      apply_to_all(block, site, state, *reference, progress);
+    for (int site = 0; site < kMlpInput; ++site) {
+      apply_to_all(block, site, state, quantized, progress);
+      if (beside != nullptr) {
+        apply_to_all(block, site, state, *beside, progress);
+      }
+    }
+  } else {
+    parts.save(part, quantize_sites(block, weights, state, quantized, beside, progress));
+  }
+  if (block.mixture) {
+    run_experts(block, weights, state, quantized, beside, parts, progress);
+    if (beside != nullptr) {
+      apply_to_all(block, kMlpInput, state, *beside, progress);
     }
   }
-  return done;
 }
 
 void BlockQuantizer::advance(
@@ -639,33 +676,46 @@ void BlockQuantizer::advance(
   }
 }
 
-QuantizedBlock BlockQuantizer::run_data_free(
-    const Block& block, BlockWeights& weights, const Imatrix* imatrix, Progress& progress) {
+void BlockQuantizer::run_data_free(
+    const Block& block,
+    BlockWeights& weights,
+    const Imatrix* imatrix,
+    const BlockParts& parts,
+    Progress& progress) {
   progress.set_stage(fmt::format("layer {}/{}", block.index + 1, graph_.blocks.size()));
-  QuantizedBlock done;
   factors_.assign(block.linears.size(), {});
+  const auto round_range = [&](const std::string& part, int first, int last, auto&& skip) {
+    if (parts.load(part)) {
+      return;
+    }
+    QuantizedBlock done;
+    for (int index = first; index < last; ++index) {
+      if (skip(index)) {
+        continue;
+      }
+      const std::array linear = {index};
+      const std::optional<SiteStats> stats =
+          imatrix != nullptr
+              ? diagonal_stats(*imatrix, block.linears[static_cast<std::size_t>(index)])
+              : std::nullopt;
+      quantize_linears(block, weights, linear, stats ? &*stats : nullptr, done, progress);
+      weights.linears[static_cast<std::size_t>(index)].quantized.reset();
+      source_.release(weights.linears[static_cast<std::size_t>(index)].dense);
+    }
+    parts.save(part, done);
+  };
+  round_range(block_part(block), 0, static_cast<int>(block.linears.size()), [&](int index) {
+    return block.is_expert(index);
+  });
   if (block.mixture) {
-    // What experts make inside is the input of no site.
-    std::vector<int> hidden;
-    for (std::size_t i = 0; i < block.linears.size(); ++i) {
-      if (static_cast<int>(i) >= block.mixture->router && block.linears[i].role == Role::kDown) {
-        hidden.push_back(static_cast<int>(i));
-      }
+    for (const ExpertRange& experts : expert_parts(*block.mixture)) {
+      round_range(
+          expert_part(block, experts),
+          block.mixture->expert(experts.first),
+          block.mixture->expert(experts.last),
+          [](int) { return false; });
     }
-    quantize_linears(block, weights, hidden, nullptr, done, progress);
   }
-  for (int site = 0; site < static_cast<int>(block.sites.size()); ++site) {
-    const CalibrationSite& place = block.sites[static_cast<std::size_t>(site)];
-    std::optional<SiteStats> stats;
-    if (imatrix != nullptr) {
-      for (const int index : place.linears) {
-        const Linear& linear = block.linears[static_cast<std::size_t>(index)];
-        stats = stats ? std::move(stats) : diagonal_stats(*imatrix, linear);
-      }
-    }
-    quantize_linears(block, weights, place.linears, stats ? &*stats : nullptr, done, progress);
-  }
-  return done;
 }
 
 void install(const Block& block, const QuantizedBlock& quantized, BlockWeights& weights) {

@@ -5,6 +5,7 @@
 #include "calib/activation_store.h"
 #include "format/imatrix.h"
 #include "nn/block.h"
+#include "pipeline/parts.h"
 #include "pipeline/progress.h"
 #include "plan/quant_plan.h"
 #include "quant/method.h"
@@ -52,6 +53,17 @@ struct QuantizedBlock {
   Json transforms = Json::array();  // one entry a site: name, rule, error_ratio
 };
 
+// Where the finished parts of a block are kept; see parts.h.
+struct BlockParts {
+  std::function<std::optional<QuantizedBlock>(const std::string& part)> load;
+  std::function<void(const std::string& part, const QuantizedBlock& done)> save;
+};
+
+// Rows that enter a mixture (block_mixture.cpp).
+struct ExpertRows;
+struct MixtureRows;
+struct GatheredRows;
+
 // Puts what became of a block into its weights.
 void install(const Block& block, const QuantizedBlock& quantized, BlockWeights& weights);
 
@@ -74,6 +86,19 @@ struct PartTime {
   double work = 0;
   double seconds = 0;
   double cpu_seconds = 0;
+};
+// Adds what passes between its making and its end to a part.
+class PartTimer {
+ public:
+  explicit PartTimer(PartTime& part);
+  PartTimer(const PartTimer&) = delete;
+  PartTimer& operator=(const PartTimer&) = delete;
+  ~PartTimer();
+
+ private:
+  PartTime& part_;
+  double seconds_;
+  double cpu_;
 };
 struct PartTimes {
   PartTime gather;  // second moments
@@ -98,24 +123,24 @@ class BlockQuantizer {
       const MethodOptions& options,
       std::filesystem::path spill_directory);
 
-  // Rounds the planned linears of `block`, puts them into `weights`, and moves `state` to the next
-  // block boundary. Throws InterruptedError when ctx says so.
-  [[nodiscard]] QuantizedBlock run(
-      const Block& block, BlockWeights& weights, CalibrationState& state, Progress& progress);
-
-  // Only moves `state` through an already quantized block; the same values as run() leaves.
-  // `original` are its weights before that, for the reference stream.
-  void advance(
+  // Rounds the planned linears of `block`, part by part, and moves `state` to the next block
+  // boundary. Parts that were saved before are taken from there, with the same values. `weights`
+  // hold what was rounded, except experts. Throws InterruptedError when ctx says so.
+  void run(
       const Block& block,
-      const BlockWeights& original,
-      const BlockWeights& weights,
+      BlockWeights& weights,
       CalibrationState& state,
+      const BlockParts& parts,
       Progress& progress);
 
   // Without activations: data-free methods, and with an importance matrix (null: none) what needs
   // no more of the second moments than their diagonal.
-  [[nodiscard]] QuantizedBlock run_data_free(
-      const Block& block, BlockWeights& weights, const Imatrix* imatrix, Progress& progress);
+  void run_data_free(
+      const Block& block,
+      BlockWeights& weights,
+      const Imatrix* imatrix,
+      const BlockParts& parts,
+      Progress& progress);
 
   [[nodiscard]] const PartTimes& times() const noexcept { return times_; }
 
@@ -134,6 +159,22 @@ class BlockQuantizer {
   };
 
   void stop_if_interrupted() const;
+  // Only moves `state` through an already rounded block; the same values as run() leaves.
+  void advance(
+      const Block& block,
+      const BlockWeights& original,
+      const BlockWeights& weights,
+      CalibrationState& state,
+      Progress& progress);
+  // Rounds all linears outside the experts, and moves the streams to the end of the block or to its
+  // mixture.
+  [[nodiscard]] QuantizedBlock quantize_sites(
+      const Block& block,
+      BlockWeights& weights,
+      CalibrationState& state,
+      Stream& quantized,
+      Stream* reference,
+      Progress& progress);
   [[nodiscard]] LinearResult round_linear(
       const PlannedLinear& planned, const LinearProblem& problem) const;
   void add_range_facts(const LinearProblem& problem, QuantizedLinear& row) const;
@@ -171,8 +212,10 @@ class BlockQuantizer {
       const SiteStats* stats,
       QuantizedBlock& done,
       Progress& progress);
-  // The experts of a mixture, some at a time (block_mixture.cpp).
-  void quantize_mixture(
+  // Mixtures of experts: block_mixture.cpp.
+  [[nodiscard]] MixtureRows route_all(
+      const Block& block, const CalibrationState& state, const Stream& quantized);
+  void quantize_shared_expert(
       const Block& block,
       BlockWeights& weights,
       const CalibrationState& state,
@@ -180,18 +223,42 @@ class BlockQuantizer {
       const Stream* reference,
       QuantizedBlock& done,
       Progress& progress);
-  // Calls visit(expert, rows, X, reference X or null, held out) for the tokens of every sequence
-  // that go to an expert of [first, last).
-  using RoutedVisitor = std::function<void(
-      int expert, std::int64_t rows, float* X, float* reference, bool is_holdout)>;
-  void for_routed_rows(
-      const Block& block,
+  [[nodiscard]] std::vector<float> hidden_of(
+      const BlockWeights& weights, int first, const float* X, std::int64_t rows);
+  [[nodiscard]] std::vector<GatheredRows> gather_rows(
+      const MixtureRows& all,
+      const ExpertRange& experts,
+      bool with_borrowed,
       const CalibrationState& state,
-      const Stream& quantized,
+      const Stream* reference);
+  void quantize_expert(
+      const Block& block,
+      BlockWeights& weights,
+      int expert,
+      const ExpertRows& rows,
+      const GatheredRows& gathered,
+      const BlockWeights* reference,
+      QuantizedBlock& done,
+      Progress& progress);
+  // Adds what experts make of their rows to the residual.
+  void add_experts(
+      const Block& block,
+      const BlockWeights& weights,
+      const MixtureRows& all,
+      const ExpertRange& experts,
+      std::vector<GatheredRows> gathered,
+      const CalibrationState& state,
+      Stream& stream);
+  // Rounds the experts part by part (or takes them from disk), and moves `quantized` to the end of
+  // the block.
+  void run_experts(
+      const Block& block,
+      BlockWeights& weights,
+      const CalibrationState& state,
+      Stream& quantized,
       const Stream* reference,
-      int first,
-      int last,
-      const RoutedVisitor& visit);
+      const BlockParts& parts,
+      Progress& progress);
   void record_inputs(
       const Block& block,
       std::span<const int> linears,

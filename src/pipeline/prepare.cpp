@@ -199,6 +199,9 @@ void make_plan(const Context& ctx, const QuantizeOptions& options, PreparedRun& 
   } else {
     run.plan = uniform_plan(run.graph, options.method, options.scheme, options.tables);
     run.plan.transform = options.transform;
+    if (options.experts_only) {
+      keep_all_but_experts(run.graph, run.plan);
+    }
     for (PlannedLinear& linear : run.plan.linears) {
       if (!linear.is_table()) {
         linear.range = range_for(linear.role, options.method_options.range);

@@ -101,8 +101,10 @@ Json options_json(const QuantizeOptions& options) {
       {"restarts", method.restarts},
       {"mismatch_target", method.mismatch_target},
       {"asymmetry", method.asymmetry},
+      {"failsafe", method.rare_experts == RareExperts::kRtn ? "rtn" : "pooled"},
       {"activation",
        options.activation.active() ? activation_json(options.activation) : Json(nullptr)},
+      {"experts_only", options.experts_only},
       {"transform", options.transform.empty() ? "none" : options.transform},
       {"embedding_bits", options.tables.embedding_bits},
       {"frequent_tokens", options.tables.frequent_tokens},
@@ -235,6 +237,23 @@ bool rounds_head(const PreparedRun& run) {
   return !run.graph.head_tied && head != nullptr && !head->keep();
 }
 
+void log_part(Log& log, const std::string& part, const QuantizedBlock& done) {
+  double sum = 0;
+  for (const QuantizedLinear& linear : done.linears) {
+    sum += linear.report.relative_error;
+    if (linear.report.fallback) {
+      log.warning(fmt::format(
+          "{}: {} instead of {}: {}",
+          linear.plan->name,
+          linear.report.method,
+          linear.plan->method,
+          *linear.report.fallback));
+    }
+  }
+  const auto count = static_cast<double>(std::max<std::size_t>(done.linears.size(), 1));
+  log.detail(fmt::format("part {}  mean relative error {:.3e}", part, sum / count));
+}
+
 // Rounds (or takes from the work directory) every part; what each linear became stays on disk.
 PartTimes quantize_blocks(
     const Context& ctx,
@@ -273,57 +292,31 @@ PartTimes quantize_blocks(
         state.directory()));
   }
   // Blocks done before are run through again, and only as far as one is left to do.
-  std::size_t left = run.graph.blocks.size();
-  std::vector<bool> saved;
-  for (const Block& block : run.graph.blocks) {
-    saved.push_back(state.load(block_part(block), run.plan).has_value());
-  }
+  std::size_t left = 0;
   for (std::size_t i = 0; i < run.graph.blocks.size(); ++i) {
-    left = saved[i] ? left : i + 1;
+    const std::vector<std::string> names = block_parts(run.graph.blocks[i]);
+    if (!std::all_of(
+            names.begin(), names.end(), [&](const auto& name) { return state.holds(name); })) {
+      left = i + 1;
+    }
   }
-  const bool head_left = !state.load(kHeadPart, run.plan).has_value();
-  if (std::all_of(saved.begin(), saved.end(), [](bool done) { return done; })) {
-    left = head_left && rounds_head(run) ? run.graph.blocks.size() : 0;
-  } else if (rounds_head(run)) {
+  const bool head_left = !state.holds(kHeadPart);
+  if (head_left && rounds_head(run)) {
     left = run.graph.blocks.size();
   }
+  const BlockParts parts = {
+      [&](const std::string& part) { return state.load(part, run.plan); },
+      [&](const std::string& part, const QuantizedBlock& done) {
+        state.save(part, done);
+        log_part(ctx.log, part, done);
+      }};
   for (std::size_t i = 0; i < left; ++i) {
     const Block& block = run.graph.blocks[i];
     BlockWeights weights = load_block_weights(block, *run.source);
-    if (saved[i]) {
-      const BlockWeights original = weights;
-      install(block, *state.load(block_part(block), run.plan), weights);
-      if (activations) {
-        quantizer.advance(block, original, weights, *activations, progress);
-      }
+    if (activations) {
+      quantizer.run(block, weights, *activations, parts, progress);
     } else {
-      const QuantizedBlock done =
-          activations
-              ? quantizer.run(block, weights, *activations, progress)
-              : quantizer.run_data_free(block, weights, imatrix ? &*imatrix : nullptr, progress);
-      state.save(block_part(block), done);
-      const std::vector<QuantizedLinear>& linears = done.linears;
-      for (const QuantizedLinear& linear : linears) {
-        if (linear.report.fallback) {
-          ctx.log.warning(fmt::format(
-              "{}: {} instead of {}: {}",
-              linear.plan->name,
-              linear.report.method,
-              linear.plan->method,
-              *linear.report.fallback));
-        }
-      }
-      const double mean = linears.empty() ? 0.0
-                                          : std::accumulate(
-                                                linears.begin(),
-                                                linears.end(),
-                                                0.0,
-                                                [](double sum, const QuantizedLinear& l) {
-                                                  return sum + l.report.relative_error;
-                                                }) /
-                                                static_cast<double>(linears.size());
-      ctx.log.detail(fmt::format(
-          "layer {}/{}  mean relative error {:.3e}", i + 1, run.graph.blocks.size(), mean));
+      quantizer.run_data_free(block, weights, imatrix ? &*imatrix : nullptr, parts, progress);
     }
     release_block_weights(weights, *run.source);
   }
@@ -413,9 +406,9 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
     fs::remove_all(entry.path());
   }
   check_disk(run.gguf ? output_bytes(run) : run.layout.total_bytes(), paths.staging);
-  if (state.blocks_saved() > 0) {
+  if (state.parts_saved() > 0) {
     ctx.log.info(fmt::format(
-        "resuming: {} of {} blocks are done", state.blocks_saved(), run.graph.blocks.size()));
+        "resuming: {} of {} parts are done", state.parts_saved(), all_parts(run.graph).size()));
   }
   const PartTimes times = quantize_blocks(ctx, run, method_options, calibration, imatrix, state);
 

@@ -39,6 +39,7 @@ struct QuantizeOptions {
   TableChoice tables;
   ActivationScheme activation;
   std::string transform;  // of quant/scaling.h; empty: none
+  bool experts_only = false;  // all else keeps its floats
   MethodOptions method_options;
   std::string format = "gptq";
   // Formats that the caller exports the result to: scales and codes are chosen so that they hold

@@ -67,6 +67,7 @@ void read_report(const JsonReader& reader, QuantizedLinear& linear) {
   report.order = reader.get_string("order");
   report.damping = reader.get_number("damping");
   report.tokens = reader.get_int("tokens");
+  report.borrowed_tokens = reader.get_int("borrowed_tokens");
   report.dead_columns = reader.get_int("dead_columns");
   report.mismatch_strength = reader.get_number("mismatch_strength");
   report.relative_error = reader.get_number("relative_error");
@@ -114,6 +115,7 @@ Json report_json(const QuantizedLinear& linear) {
        linear.activation.active() ? activation_json(linear.activation) : Json(nullptr)},
       {"order", report.order},
       {"tokens", report.tokens},
+      {"borrowed_tokens", report.borrowed_tokens},
       {"relative_error", report.relative_error},
       {"holdout_error", optional(report.holdout_error)},
       {"rtn_error", optional(report.rtn_error)},
@@ -164,29 +166,25 @@ bool RunState::is_started(const std::filesystem::path& directory) {
   return std::filesystem::exists(directory / kStateName);
 }
 
-std::string block_part(const Block& block) {
-  return fmt::format("{:04}", block.index);
-}
-
-std::vector<std::string> all_parts(const ModelGraph& graph) {
-  std::vector<std::string> parts = {kEmbeddingPart};
-  for (const Block& block : graph.blocks) {
-    parts.push_back(block_part(block));
-  }
-  parts.emplace_back(kHeadPart);
-  return parts;
-}
-
 std::filesystem::path RunState::part_path(const std::string& part) const {
   return directory_ / kLayersName / (part + kPartExtension);
 }
 
-int RunState::blocks_saved() const {
+bool RunState::holds(const std::string& part) const {
+  if (!std::filesystem::exists(part_path(part))) {
+    return false;
+  }
+  try {
+    return SafetensorsStore::open(part_path(part)) != nullptr;  // checks the length
+  } catch (const Error&) {
+    return false;
+  }
+}
+
+int RunState::parts_saved() const {
   int count = 0;
   for (const auto& entry : std::filesystem::directory_iterator(directory_ / kLayersName)) {
-    const std::string stem = entry.path().stem().string();
-    const bool is_block = stem != kEmbeddingPart && stem != kHeadPart;
-    count += is_block && entry.path().extension() == kPartExtension ? 1 : 0;
+    count += entry.path().extension() == kPartExtension ? 1 : 0;
   }
   return count;
 }

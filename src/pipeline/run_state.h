@@ -3,6 +3,7 @@
 
 #include "base/json.h"
 #include "pipeline/block_quantizer.h"
+#include "pipeline/parts.h"
 #include "pipeline/run_paths.h"
 
 #include <filesystem>
@@ -10,12 +11,6 @@
 #include <vector>
 
 namespace quern {
-
-// The parts that a model is rounded in: the embedding, the blocks, the head.
-inline constexpr const char* kEmbeddingPart = "embedding";
-inline constexpr const char* kHeadPart = "head";
-[[nodiscard]] std::string block_part(const Block& block);
-[[nodiscard]] std::vector<std::string> all_parts(const ModelGraph& graph);
 
 // The work directory of a run: what a killed run needs to go on and end in the same bytes.
 //
@@ -29,14 +24,16 @@ class RunState {
   // A directory that holds anything else is refused. Locked until the end of the run.
   RunState(std::filesystem::path directory, const Json& fingerprint, bool resume);
 
-  // A saved part (block_part, kEmbeddingPart, kHeadPart), or nothing. A file that is broken or does
-  // not fit the plan counts as nothing.
+  // A saved part (parts.h), or nothing. A file that is broken or does not fit the plan counts as
+  // nothing.
   [[nodiscard]] std::optional<QuantizedBlock> load(
       const std::string& part, const QuantPlan& plan) const;
   void save(const std::string& part, const QuantizedBlock& done) const;
 
   [[nodiscard]] const std::filesystem::path& directory() const noexcept { return directory_; }
-  [[nodiscard]] int blocks_saved() const;
+  // Whether a part is there and whole, without reading its values.
+  [[nodiscard]] bool holds(const std::string& part) const;
+  [[nodiscard]] int parts_saved() const;
   // Whether an earlier run left its state in `directory`.
   [[nodiscard]] static bool is_started(const std::filesystem::path& directory);
   // Deletes what is in the directory; the result is safe elsewhere.

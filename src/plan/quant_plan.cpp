@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <set>
 #include <utility>
 
 namespace quern {
@@ -234,6 +235,30 @@ QuantPlan uniform_plan(
     plan.linears.push_back(std::move(entry));
   }
   return plan;
+}
+
+void keep_all_but_experts(const ModelGraph& graph, QuantPlan& plan) {
+  std::set<std::string> experts;
+  for (const Block& block : graph.blocks) {
+    for (std::size_t i = 0; i < block.linears.size(); ++i) {
+      if (block.is_expert(static_cast<int>(i))) {
+        experts.insert(block.linears[i].module);
+      }
+    }
+  }
+  if (experts.empty()) {
+    throw UsageError(
+        "there are no experts to quantize",
+        "family " + graph.config.family,
+        "the model is no mixture of experts",
+        "--recipe best, or gptq");
+  }
+  for (PlannedLinear& linear : plan.linears) {
+    if (!experts.contains(linear.name)) {
+      linear.method = "keep";
+      linear.reason = "only the experts are asked for";
+    }
+  }
 }
 
 QuantPlan read_plan(const Json& document, const std::string& where, const ModelGraph& graph) {

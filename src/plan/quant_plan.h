@@ -78,6 +78,9 @@ struct TableChoice {
     const QuantScheme& scheme,
     const TableChoice& tables);
 
+// Keeps the floats of everything but the routed experts. Throws UsageError when there are none.
+void keep_all_but_experts(const ModelGraph& graph, QuantPlan& plan);
+
 inline constexpr const char* kPlanSchema = "quern.plan/1";
 
 // The `linears` of a plan document; throws ParseError, naming the entry, for values out of range,

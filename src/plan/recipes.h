@@ -23,6 +23,11 @@ struct Recipe {
   int activation_bits = 16;
   bool mismatch_target = false;
   int restarts = 0;
+  ColumnOrder order = ColumnOrder::kActivation;
+  int descent_sweeps = 3;
+  int refit_rounds = 3;
+  bool experts_only = false;  // routed experts; everything else keeps its floats
+  std::string_view format = "gptq";  // that it is written in
   bool planned = false;  // precision by what each linear loses, at the size of all alike
 };
 

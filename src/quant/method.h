@@ -31,6 +31,12 @@ enum class ColumnOrder {
   kGroupAware,  // columns by falling diag(H) inside a group, groups by their largest entry
 };
 
+// What an expert of a mixture is rounded on that calibration hardly reaches.
+enum class RareExperts {
+  kPooled,  // its own rows and those that came closest to being sent to it
+  kRtn,  // plain rounding, as other tools do
+};
+
 // What a method may be told. The defaults are quern's recommended GPTQ.
 struct MethodOptions {
   RangeSearch range = RangeSearch::kWeighted;
@@ -47,6 +53,7 @@ struct MethodOptions {
   // activations, which costs another forward pass.
   bool mismatch_target = false;
   std::optional<double> mismatch_strength;  // tau; nothing: chosen on the held-out rows
+  RareExperts rare_experts = RareExperts::kPooled;
   double asymmetry = 0.25;  // alpha of gptaq.h: GPTQModel's default, 1 in the paper
 };
 
@@ -82,6 +89,7 @@ struct LinearReport {
   std::string order;  // "natural", "activation", "group-aware"
   double damping = 0;  // lambda that the factorisation took; 0: none was made
   std::int64_t tokens = 0;  // rows behind H
+  std::int64_t borrowed_tokens = 0;  // of other experts, joined to them for a rare one
   std::int64_t dead_columns = 0;  // inputs that calibration never saw active
   double relative_error = 0;  // on H; without statistics |W-Q|^2 / |W|^2
   std::optional<double> holdout_error;  // on H_holdout
