@@ -579,7 +579,6 @@ QuantizedBlock BlockQuantizer::quantize_sites(
     Stream* reference,
     Progress& progress) {
   QuantizedBlock done;
-  factors_.assign(block.linears.size(), {});
   const auto set_stage = [&](const std::string& stage) {
     progress.set_stage(
         fmt::format("layer {}/{}  {}", block.index + 1, graph_.blocks.size(), stage));
@@ -616,6 +615,7 @@ void BlockQuantizer::run(
     const BlockParts& parts,
     Progress& progress) {
   const BlockWeights original = weights;  // views of the mapped file
+  factors_.assign(block.linears.size(), {});
   Stream quantized{state.x, weights, std::nullopt};
   std::optional<Stream> reference;
   if (state.reference) {
