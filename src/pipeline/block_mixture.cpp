@@ -421,6 +421,12 @@ void BlockQuantizer::run_experts(
   const MixtureRows all = route_all(block, state, quantized);
   const std::uint64_t memory = ctx_.memory_budget != 0 ? ctx_.memory_budget / 8 : kRowMemory;
   for (const ExpertRange& part : expert_parts(mixture)) {
+    progress.set_stage(fmt::format(
+        "layer {}/{}  experts {}/{}",
+        block.index + 1,
+        graph_.blocks.size(),
+        part.last,
+        mixture.experts));
     const std::string name = expert_part(block, part);
     const std::optional<QuantizedBlock> saved = parts.load(name);
     if (saved) {

@@ -195,14 +195,15 @@ LinearResult BlockQuantizer::round_linear(
   }
 }
 
-void BlockQuantizer::add_range_facts(const LinearProblem& problem, QuantizedLinear& row) const {
+void BlockQuantizer::add_range_facts(
+    const LinearProblem& problem, bool compared, QuantizedLinear& row) const {
   const auto* packed = dynamic_cast<const PackedLinear*>(row.matrix.get());
   if (packed == nullptr) {
     return;
   }
   row.report.clip_threshold = clip_threshold(problem.W, *packed);
   // The inputs of down_proj have the outliers that make the way to find ranges matter.
-  if (row.plan->role == Role::kDown) {
+  if (compared && row.plan->role == Role::kDown) {
     row.report.range_errors = compare_ranges(ctx_, problem, options_);
   }
 }
@@ -497,7 +498,7 @@ void BlockQuantizer::quantize_linears(
     if (!problem.target.empty()) {
       row.report.mismatch_strength = goal.strength;
     }
-    add_range_facts(problem, row);
+    add_range_facts(problem, !block.is_expert(index), row);
     if (stats != nullptr) {
       row.activation = with_static_scale(planned->activation, stats->abs_max);
     } else {

@@ -177,7 +177,7 @@ class BlockQuantizer {
       Progress& progress);
   [[nodiscard]] LinearResult round_linear(
       const PlannedLinear& planned, const LinearProblem& problem) const;
-  void add_range_facts(const LinearProblem& problem, QuantizedLinear& row) const;
+  void add_range_facts(const LinearProblem& problem, bool compared, QuantizedLinear& row) const;
   [[nodiscard]] bool all_quantized(const Block& block, const std::vector<int>& linears) const;
   [[nodiscard]] ScalingProblem site_scaling_problem(
       const Block& block,

@@ -7,6 +7,7 @@
 #include "calib/statistics.h"
 #include "kernels/blas.h"
 #include "pipeline/block_quantizer.h"
+#include "pipeline/parts.h"
 
 #include <fmt/format.h>
 
@@ -125,6 +126,15 @@ Estimate estimate_run(
       estimate.statistics += cells * (8 + 8 + 4 + 3 * 4);  // G beside H, and the correction
     }
     estimate.residual = streams * u(tokens * config.hidden_size) * kFloat;
+    if (config.mixture) {
+      // The rows that enter a mixture are kept; those of some experts are gathered, and counted in
+      // a copy. How many experts a token has a share in is known, which ones is not.
+      const MixtureConfig& mixture = *config.mixture;
+      widest_carried = std::max(widest_carried, config.hidden_size);
+      const std::uint64_t row = u(config.hidden_size + 2 * mixture.expert_width) * kFloat;
+      const std::uint64_t part = u(tokens * mixture.experts_per_token) * row / kExpertParts;
+      estimate.experts = 2 * streams * part + u(tokens * mixture.experts) * kFloat;
+    }
     estimate.carried = streams * u(tokens * widest_carried) * kFloat;
     const std::int64_t inner =
         std::max(config.intermediate_size, (config.heads + 2 * config.kv_heads) * config.head_dim);

@@ -16,6 +16,7 @@ struct Estimate {
   std::uint64_t weights = 0;  // one linear in float, with the solver's copies
   std::uint64_t statistics = 0;  // second moments of the widest site, and their factors
   std::uint64_t residual = 0;  // residual stream of all sequences; 0 when spilled
+  std::uint64_t experts = 0;  // rows of some experts of a mixture
   std::uint64_t carried = 0;  // what a block carries between sites; 0 when spilled
   std::uint64_t scratch = 0;  // one sequence in flight, tiles, program
   bool spill_residual = false;
@@ -25,7 +26,7 @@ struct Estimate {
   double seconds = 0;  // work over the measured rate
 
   [[nodiscard]] std::uint64_t peak() const {
-    return weights + statistics + residual + carried + scratch;
+    return weights + statistics + residual + carried + experts + scratch;
   }
 };
 

@@ -7,6 +7,7 @@
 #include "quern/version.h"
 
 #include <algorithm>
+#include <map>
 #include <set>
 #include <string_view>
 #include <utility>
@@ -125,6 +126,44 @@ std::uint64_t total_size(const Json& files) {
     bytes += file["size"].get<std::uint64_t>();
   }
   return bytes;
+}
+
+Json coverage_json(const ModelGraph& graph, const Json& linears) {
+  std::map<std::string, const Json*> reports;
+  for (const Json& report : linears) {
+    reports.emplace(report["name"].get<std::string>(), &report);
+  }
+  Json rows = Json::array();
+  for (const Block& block : graph.blocks) {
+    std::vector<std::int64_t> tokens;
+    std::int64_t rare = 0;
+    std::int64_t plain = 0;
+    for (int expert = 0; block.mixture && expert < block.mixture->experts; ++expert) {
+      const auto gate = static_cast<std::size_t>(block.mixture->expert(expert));
+      const auto found = reports.find(block.linears[gate].module);
+      if (found == reports.end()) {
+        continue;
+      }
+      const Json& report = *found->second;
+      tokens.push_back(report["tokens"].get<std::int64_t>());
+      rare += report["borrowed_tokens"] != 0 ? 1 : 0;
+      plain += report["fallback"].is_null() ? 0 : 1;
+    }
+    if (tokens.empty()) {
+      continue;
+    }
+    std::sort(tokens.begin(), tokens.end());
+    rows.push_back(
+        {{"layer", block.index},
+         {"experts", tokens.size()},
+         {"tokens_least", tokens.front()},
+         {"tokens_median", tokens[tokens.size() / 2]},
+         {"tokens_most", tokens.back()},
+         {"unreached", std::count(tokens.begin(), tokens.end(), 0)},
+         {"pooled", rare},
+         {"plain", plain}});
+  }
+  return rows;
 }
 
 Json timing_json(const PartTimes& times, double rate_per_core) {

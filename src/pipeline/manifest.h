@@ -43,6 +43,9 @@ inline constexpr const char* kManifestName = "quantization_manifest.json";
 [[nodiscard]] Json calibration_json(const CalibrationSet& calibration);
 [[nodiscard]] Json planning_json(const PlanRecord& planning);  // null without a budget
 [[nodiscard]] Json kept_json(const PreparedRun& run);  // what is not quantized, and why
+// How the calibration reached the experts, a row for each mixture; `linears` are the reports of the
+// quantized linears. Empty without mixtures.
+[[nodiscard]] Json coverage_json(const ModelGraph& graph, const Json& linears);
 // Rates in multiply-adds a CPU second, beside the best that one core reaches in a plain product.
 [[nodiscard]] Json timing_json(const PartTimes& times, double rate_per_core);
 

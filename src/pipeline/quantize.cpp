@@ -458,6 +458,7 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
   const Json output_files = files_json(staging);
   const std::uint64_t bytes = total_size(output_files);
   const ProcessUsage usage = process_usage();
+  Json coverage = coverage_json(run.graph, linears);
   Json manifest = {
       {"schema", "quern.quantize/1"},
       {"program", program_json(ctx)},
@@ -478,6 +479,7 @@ Json quantize(const Context& ctx, const QuantizeOptions& options) {
       {"calibration", calibration_json(calibration)},
       {"linears", std::move(linears)},
       {"transforms", std::move(transforms)},
+      {"experts", std::move(coverage)},
       {"kept", kept_json(run)},
       {"hazards", run_hazards(*run.source, run.graph, run.plan)},
       {"planning", planning_json(run.planning)},

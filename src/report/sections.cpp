@@ -404,6 +404,45 @@ void write_file_table(HtmlWriter& html, const Json& files, std::string_view titl
   }
 }
 
+void write_coverage(HtmlWriter& html, const Json& manifest) {
+  std::vector<std::vector<std::string>> rows;
+  for (const Json& each : find_list(manifest, {"experts"})) {
+    std::vector<std::string> row;
+    for (const char* key :
+         {"layer",
+          "experts",
+          "tokens_least",
+          "tokens_median",
+          "tokens_most",
+          "unreached",
+          "pooled",
+          "plain"}) {
+      row.push_back(count_of(each, key));
+    }
+    rows.push_back(std::move(row));
+  }
+  if (rows.empty()) {
+    return;
+  }
+  html.element("h3", "Experts");
+  html.element(
+      "p",
+      "How many tokens of the calibration reach an expert of the layer; a rare one is rounded on "
+      "its own tokens pooled with those nearest to it, or plainly.",
+      {{"class", "note"}});
+  write_table(
+      html,
+      {{"layer", true},
+       {"experts", true},
+       {"fewest tokens", true},
+       {"median", true},
+       {"most", true},
+       {"unreached", true},
+       {"pooled", true},
+       {"plain", true}},
+      rows);
+}
+
 }  // namespace
 
 void write_header_section(HtmlWriter& html, const ReportData& data) {
@@ -502,6 +541,7 @@ void write_error_section(HtmlWriter& html, const ReportData& data) {
   }
   write_worst(html, linears);
   write_fallbacks(html, linears);
+  write_coverage(html, data.manifest);
   html.close();
 }
 
