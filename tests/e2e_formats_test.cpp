@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <fstream>
 #include <string>
 #include <vector>
 
@@ -300,13 +301,43 @@ TEST_F(Formats, PlansSayWhatIsWrongWithThem) {
 }
 
 // Families that run and are not quantized yet are refused before anything is made.
-TEST_F(Formats, MixturesAreNotQuantizedYet) {
-  for (const std::string name : {"qwen3-moe", "qwen3.5"}) {
+TEST_F(Formats, MixturesAndDeltaNetAreQuantizedAndReadBack) {
+  std::ofstream(at("ids.json")) << "[[1, 2, 3, 4]]";
+  for (const std::string name :
+       {"qwen2-moe", "qwen3-moe", "qwen3-next", "qwen3.5", "qwen3.5-moe"}) {
+    SCOPED_TRACE(name);
     const std::string model = std::string(QUERN_TESTDATA) + "/random-models/" + name;
-    refused(3, {"quantize", model, "-o", at("x"), "--method", "rtn"}, "not quantized yet");
-    EXPECT_FALSE(fs::exists(at("x.run")));
-    EXPECT_EQ(json_of({"inspect", model})["layers"][0]["experts"], name == "qwen3-moe" ? 8 : 0);
+    const std::string format = name == "qwen3-moe" ? "gptq" : "compressed-tensors";
+    const Json made = json_of(
+        {"quantize",
+         model,
+         "-o",
+         at(name),
+         "--method",
+         "rtn",
+         "--group-size",
+         "32",
+         "--format",
+         format});
+    for (const Json& linear : made["linears"]) {
+      EXPECT_NE(linear["role"], "router");
+      EXPECT_NE(linear["role"], "delta_gates");
+    }
+    EXPECT_TRUE(json_of({"verify", at(name), "--against", model})["problems"].empty());
+    const Json logits =
+        json_of({"logits", at(name), "--ids", at("ids.json"), "-o", at(name + "-logits")});
+    EXPECT_EQ(logits["rows"], 1);
+    refused(3, {"plan", model, "--linear-bpw", "4", "-o", at("plan.json")}, "planned");
   }
+  const std::string models = std::string(QUERN_TESTDATA) + "/random-models/";
+  const Words plain = {"--method", "rtn", "--group-size", "32", "--experts-only"};
+  Words words = {"quantize", models + "qwen3.5-moe", "-o", at("experts")};
+  words.insert(words.end(), plain.begin(), plain.end());
+  const Json experts = json_of(words);
+  EXPECT_EQ(experts["linears"].size(), 4U * 6U * 3U);  // layers, experts, gate, up and down
+  EXPECT_EQ(experts["experts"].size(), 4U);
+  words[1] = models + "qwen3.5";
+  refused(2, words, "no experts");
 }
 
 TEST_F(Formats, Misuse) {

@@ -306,8 +306,8 @@ void refuse_sparse_and_linear(const ModelGraph& graph, const std::string& where)
       throw UnsupportedError(
           "a mixture of experts, or DeltaNet layers",
           where,
-          fmt::format("{} is run and measured, and not quantized yet", graph.config.family),
-          "quern eval, generate, logits");
+          fmt::format("{} is not planned by its gradients yet", graph.config.family),
+          "--recipe best, experts-int4 or gptq: every linear alike");
     }
   }
 }
