@@ -301,6 +301,37 @@ TEST_F(Formats, PlansSayWhatIsWrongWithThem) {
 }
 
 // Families that run and are not quantized yet are refused before anything is made.
+// What a recipe is said to do is done.
+TEST_F(Formats, RecipesReachTheMethod) {
+  const Words best = {
+      "quantize",
+      model_,
+      "-o",
+      at("best"),
+      "--recipe",
+      "best",
+      "--restarts",
+      "0",
+      "--samples",
+      "2",
+      "--sequence-length",
+      "64",
+      "--force"};
+  const Json made = json_of(best);
+  EXPECT_EQ(made["options"]["mismatch_target"], true);
+  EXPECT_EQ(made["options"]["transform"], "scale");
+  double strength = 0;
+  for (const Json& linear : made["linears"]) {
+    strength += linear["mismatch_strength"].get<double>();
+  }
+  EXPECT_GT(strength, 0);
+  Words without = best;
+  without.insert(without.end(), {"--no-mismatch-target", "--no-resume"});
+  EXPECT_EQ(json_of(without)["options"]["mismatch_target"], false);
+  without.emplace_back("--mismatch-target");
+  refused(2, without, "mismatch-target");
+}
+
 TEST_F(Formats, MixturesAndDeltaNetAreQuantizedAndReadBack) {
   std::ofstream(at("ids.json")) << "[[1, 2, 3, 4]]";
   for (const std::string name :

@@ -266,11 +266,15 @@ void add_quantize_options(CLI::App& app, QuantizeArguments& a) {
          "channel factors: none, awq, scale or smoothquant (default: as the method has it)")
       ->check(CLI::IsMember({"none", "awq", "scale", "smoothquant"}))
       ->group("How");
-  app.add_flag(
-         "--mismatch-target,!--no-mismatch-target",
-         a.mismatch_target,
-         "round towards the unquantized model's outputs; a second forward pass")
-      ->group("How");
+  auto* towards = app.add_flag(
+                         "--mismatch-target",
+                         a.mismatch_target,
+                         "round towards the unquantized model's outputs; a second forward pass "
+                         "(best and gasq do)")
+                      ->group("How");
+  app.add_flag("--no-mismatch-target", a.no_mismatch_target, "do not")
+      ->group("How")
+      ->excludes(towards);
   app.add_flag("--experts-only", a.experts_only, "round routed experts, and keep all else as it is")
       ->group("What");
   app.add_option(
@@ -368,7 +372,8 @@ QuantizeOptions quantize_options(const Session& session, const QuantizeArguments
   options.method_options.descent_sweeps = a.sweeps >= 0 ? a.sweeps : recipe.descent_sweeps;
   options.method_options.refit_rounds = a.refits >= 0 ? a.refits : recipe.refit_rounds;
   options.method_options.restarts = a.restarts.value_or(recipe.restarts);
-  options.method_options.mismatch_target = a.mismatch_target.value_or(recipe.mismatch_target);
+  options.method_options.mismatch_target =
+      a.mismatch_target || (recipe.mismatch_target && !a.no_mismatch_target);
   options.method_options.asymmetry = a.asymmetry;
   if (a.failsafe == "rtn") {
     options.method_options.rare_experts = RareExperts::kRtn;

@@ -48,7 +48,8 @@ struct QuantizeArguments {
   int refits = -1;
   std::optional<int> restarts;
   std::string transform;
-  std::optional<bool> mismatch_target;
+  bool mismatch_target = false;
+  bool no_mismatch_target = false;
   double asymmetry = 0.25;
   std::optional<int> activation_bits;
   std::string activation_scale = "dynamic";
