@@ -45,7 +45,8 @@ class Vision : public ::testing::Test {
   Row row(std::size_t index) {
     Row row;
     row.ids = read_json(directory() / "golden/ids.json").at(index).get<Ids>();
-    for (const Json& name : read_json(directory() / "golden/images.json").at(index)) {
+    const Json names = read_json(directory() / "golden/images.json");
+    for (const Json& name : names.at(index)) {
       row.images.push_back(tower_.prepare(directory() / name.get<std::string>()));
       const std::vector<float> patches = tower_.patches(row.images.back());
       const std::vector<float> features = tower_.features(row.images.back(), patches);

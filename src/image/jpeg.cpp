@@ -30,6 +30,7 @@ struct JpegReader {
   std::jmp_buf way_out{};
   char message[JMSG_LENGTH_MAX] = "";
   Image image;
+  int orientation = 1;
   std::vector<JSAMPLE> row;  // of a picture in CMYK
 };
 
@@ -65,6 +66,16 @@ void rgb_from_cmyk(const JSAMPLE* cmyk, std::int64_t width, std::uint8_t* rgb) {
   }
 }
 
+int orientation_of(jpeg_saved_marker_ptr marker) {
+  for (; marker != nullptr; marker = marker->next) {
+    const auto data = std::as_bytes(std::span(marker->data, marker->data_length));
+    if (begins_with(data, "Exif")) {
+      return exif_orientation(data);
+    }
+  }
+  return 1;
+}
+
 // False after an error; reader.message says which.
 bool read_pixels(JpegReader& reader, const ImageSource& source) {
   jpeg_decompress_struct& jpeg = reader.jpeg;
@@ -79,6 +90,7 @@ bool read_pixels(JpegReader& reader, const ImageSource& source) {
   jpeg_save_markers(&jpeg, kExifMarker, 0xFFFF);
   (void)jpeg_read_header(&jpeg, TRUE);
   reader.image = make_image(jpeg.image_width, jpeg.image_height, source);
+  reader.orientation = orientation_of(jpeg.marker_list);
   const bool is_cmyk = jpeg.jpeg_color_space == JCS_CMYK || jpeg.jpeg_color_space == JCS_YCCK;
   jpeg.out_color_space = is_cmyk ? JCS_CMYK : JCS_RGB;
   (void)jpeg_start_decompress(&jpeg);
@@ -114,14 +126,7 @@ DecodedImage decode_jpeg(const ImageSource& source) {
     refuse_image("JPEG", reader.message, source);
   }
   DecodedImage decoded;
-  for (jpeg_saved_marker_ptr marker = reader.jpeg.marker_list; marker != nullptr;
-       marker = marker->next) {
-    const auto data = std::as_bytes(std::span(marker->data, marker->data_length));
-    if (begins_with(data, "Exif")) {
-      decoded.orientation = exif_orientation(data);
-      break;
-    }
-  }
+  decoded.orientation = reader.orientation;
   decoded.image = std::move(reader.image);
   return decoded;
 }
