@@ -8,6 +8,7 @@ packages=(
   g++ cmake ninja-build pkg-config git ca-certificates
   nlohmann-json3-dev libfmt-dev libspdlog-dev libcli11-dev
   libpcre2-dev libutf8proc-dev libssl-dev zlib1g-dev libzstd-dev
+  libpng-dev libjpeg-dev libwebp-dev
   libopenblas0-pthread
 )
 if [ "${1:-}" = tests ]; then

@@ -12,7 +12,13 @@ Each directory holds a checkpoint in the layout of released models and
     golden/logits.safetensors   logits.i float32 [length, vocab] of list i, computed in float32 arithmetic with
                                 eager attention from the weights as they are stored
 
-Needs torch, transformers and safetensors; the committed files were made with the versions that
+The model with a vision tower has images/ of every form that is decoded, and besides
+
+    golden/images.json          the images of each list of ids, in which one image token stands for an image
+    golden/vision.safetensors   pixel_values.i and image_features.i of list i; rgb.NAME, an image as Pillow decodes it,
+                                and scaled.NAME, as transformers' image processor scales it with torchvision
+
+Needs torch, transformers, safetensors and Pillow; the committed files were made with the versions that
 testdata/random-models/README.md names. Runs in seconds:
 
     scripts/make_random_models.py testdata/random-models
@@ -25,14 +31,19 @@ import dataclasses
 import json
 import math
 import random
+import struct
 import sys
 import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
 import safetensors.torch
 import torch
 import transformers
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 VOCAB = 307
 COMMON = {
@@ -78,6 +89,7 @@ class Model:
     classic: bool
     max_shard_size: str = "1GB"
     lengths: tuple[int, ...] = (48, 19, 1)
+    vision: dict[str, Any] | None = None
 
 
 MODELS = (
@@ -243,6 +255,51 @@ MODELS = (
         classic=False,
         lengths=CHUNKS,
     ),
+    Model(
+        "qwen3.5-vision",
+        "qwen3_5",
+        torch.bfloat16,
+        HYBRID
+        | {
+            "intermediate_size": 96,
+            "tie_word_embeddings": True,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 0.5,
+                "mrope_interleaved": True,
+                "mrope_section": [4, 2, 2],  # 8 pairs turn by t h w t h w t t
+            },
+        },
+        classic=False,
+        vision={
+            "depth": 2,
+            "hidden_size": 48,
+            "intermediate_size": 80,
+            "num_heads": 4,
+            "num_position_embeddings": 25,
+            "out_hidden_size": 64,
+            "patch_size": 8,
+        },
+    ),
+)
+
+IMAGE_TOKEN, START_TOKEN, END_TOKEN = 300, 301, 302
+# As preprocessor_config.json; small, so that the golden files are.
+PROCESSOR = {
+    "image_processor_type": "Qwen2VLImageProcessorFast",
+    "size": {"shortest_edge": 1024, "longest_edge": 4096},
+    "patch_size": 8,
+    "temporal_patch_size": 2,
+    "merge_size": 2,
+    "image_mean": [0.5, 0.45, 0.4],
+    "image_std": [0.5, 0.25, 0.3],
+}
+# Of each list of ids: numbers are lengths of text, names are images.
+IMAGE_ROWS = (
+    (5, "rgb.png", 4, "progressive.jpg", 9),
+    ("lossy.webp", 6),
+    (11,),
 )
 
 
@@ -255,9 +312,9 @@ def randomise(model: torch.nn.Module, dtype: torch.dtype, generator: torch.Gener
             values = torch.exp(0.3 * values)
         elif name.endswith(".bias"):
             values *= 0.5
-        elif "embed_tokens" not in name:
-            gain = 2.0 if "q_proj" in name or "k_proj" in name else 1.0
-            values *= gain / math.sqrt(parameter.shape[-1])
+        elif "embed_tokens" not in name and "pos_embed" not in name:
+            gain = 2.0 if "q_proj" in name or "k_proj" in name or ".qkv." in name else 1.0
+            values *= gain / math.sqrt(parameter.numel() / parameter.shape[0])
         parameter.data = values.to(dtype)
 
 
@@ -287,10 +344,172 @@ def golden_logits(directory: Path, ids: list[list[int]], **overrides: Any) -> di
     return {f"logits.{i}": model(torch.tensor([row])).logits[0].contiguous() for i, row in enumerate(ids)}
 
 
+def write_png(path: Path, pixels: np.ndarray, color_type: int, *, interlaced: bool = False) -> None:
+    """A PNG of forms that Pillow does not write: 16 bits a channel, Adam7. `pixels` [height, width, channels]."""
+    height, width, _ = pixels.shape
+    passes = [(0, 0, 1, 1)]
+    if interlaced:
+        passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+    big_endian = pixels.astype(pixels.dtype.newbyteorder(">"))
+    rows = b""
+    for top, left, down, right in passes:
+        part = big_endian[top::down, left::right]
+        rows += b"".join(b"\0" + row.tobytes() for row in part if row.size > 0)
+    header = struct.pack(">IIBBBBB", width, height, pixels.dtype.itemsize * 8, color_type, 0, 0, int(interlaced))
+    with path.open("wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n")
+        for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(rows, 9)), (b"IEND", b"")):
+            file.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
+
+
+def scene(seed: int, width: int, height: int, channels: int) -> np.ndarray:
+    """Smooth waves and some noise, [height, width, channels] from 0 to 1."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width] / max(width, height)
+    waves = [np.sin(rng.uniform(3, 25) * x + rng.uniform(3, 25) * y + rng.uniform(0, 6)) for _ in range(channels)]
+    values = 0.5 + 0.45 * np.stack(waves, axis=-1) + rng.normal(0, 0.05, (height, width, channels))
+    return np.clip(values, 0, 1)
+
+
+def make_images(directory: Path) -> None:
+    """Images of every form, of sizes that are scaled up, down, or that leave a side as it is."""
+
+    def pixels(seed: int, width: int, height: int, channels: int) -> np.ndarray:
+        return np.round(scene(seed, width, height, channels) * 255).astype(np.uint8)
+
+    def picture(*arguments: int) -> PIL.Image.Image:
+        values = pixels(*arguments)
+        return PIL.Image.fromarray(values[..., 0] if values.shape[-1] == 1 else values)
+
+    def deep(*arguments: int) -> np.ndarray:
+        return np.round(scene(*arguments) * 65535).astype(np.uint16)
+
+    picture(1, 90, 53, 3).save(directory / "rgb.png")
+    picture(2, 37, 50, 1).save(directory / "grey.png")
+    picture(3, 19, 19, 1).convert("1").save(directory / "bits.png")
+    picture(4, 40, 30, 3).quantize(13).save(directory / "palette.png", transparency=2)
+    picture(5, 31, 64, 4).save(directory / "rgba.png")
+    picture(6, 30, 20, 2).save(directory / "grey-alpha.png")
+    write_png(directory / "rgb16.png", deep(7, 23, 17, 3), 2)
+    write_png(directory / "grey16.png", (deep(8, 25, 18, 1) // 150).astype(np.uint16), 0)  # Pillow clips at 255
+    write_png(directory / "interlaced.png", pixels(9, 29, 21, 3), 2, interlaced=True)
+    picture(10, 100, 20, 3).save(directory / "420.jpg", quality=90)
+    picture(11, 48, 77, 3).save(directory / "progressive.jpg", quality=80, progressive=True, subsampling=1)
+    picture(12, 26, 26, 1).save(directory / "grey.jpg")
+    picture(13, 27, 22, 4).convert("RGBA").convert("CMYK").save(directory / "cmyk.jpg", quality=95)
+    for orientation in range(2, 9):
+        exif = PIL.Image.Exif()
+        exif[0x112] = orientation
+        extension = {2: "png", 3: "webp"}.get(orientation, "jpg")
+        picture(20 + orientation, 17, 10, 3).save(directory / f"turned{orientation}.{extension}", exif=exif)
+    picture(30, 70, 33, 3).save(directory / "lossy.webp", quality=70)
+    picture(31, 24, 24, 4).save(directory / "lossless-alpha.webp", lossless=True)
+    picture(32, 32, 16, 4).save(directory / "lossy-alpha.webp", quality=60)
+    picture(33, 48, 48, 3).save(directory / "whole.png")
+
+
+def decoded(path: Path) -> torch.Tensor:
+    """[height, width, 3] as transformers' load_image gives it."""
+    image = PIL.ImageOps.exif_transpose(PIL.Image.open(path)).convert("RGB")
+    return torch.from_numpy(np.array(image))
+
+
+def scaled(rgb: torch.Tensor) -> torch.Tensor:
+    """[3, height, width] as torchvision's resize, which needs no more than this for bytes on a CPU, gives it."""
+    factor = PROCESSOR["patch_size"] * PROCESSOR["merge_size"]
+    size = PROCESSOR["size"]
+    height, width = smart_resize(*rgb.shape[:2], factor, size["shortest_edge"], size["longest_edge"])
+    pixels = rgb.permute(2, 0, 1).contiguous()[None]
+    return torch.nn.functional.interpolate(pixels, size=(height, width), mode="bicubic", antialias=True)[0]
+
+
+def patches(pixels: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
+    """Pixel values and grid, as Qwen2VLImageProcessor makes them."""
+    side, merge = PROCESSOR["patch_size"], PROCESSOR["merge_size"]
+    mean, std = (torch.tensor(PROCESSOR[key]) * 255.0 for key in ("image_mean", "image_std"))
+    values = (pixels.float() - mean[:, None, None]) / std[:, None, None]
+    rows, columns = values.shape[1] // side, values.shape[2] // side
+    values = values.reshape(3, rows // merge, merge, side, columns // merge, merge, side).permute(1, 4, 2, 5, 0, 3, 6)
+    values = values.unsqueeze(5).expand(-1, -1, -1, -1, -1, PROCESSOR["temporal_patch_size"], -1, -1)
+    return values.reshape(rows * columns, -1), [1, rows, columns]
+
+
+@torch.no_grad()
+def vision_golden(spec: Model, directory: Path) -> None:
+    """Images, their decoded and scaled forms, and the logits of IMAGE_ROWS."""
+    images = directory / "images"
+    images.mkdir(exist_ok=True)
+    make_images(images)
+    (directory / "preprocessor_config.json").write_text(json.dumps(PROCESSOR, indent=2) + "\n")
+    tensors = {}
+    for path in sorted(images.iterdir()):
+        rgb = decoded(path)
+        tensors[f"rgb.{path.name}"] = rgb
+        tensors[f"scaled.{path.name}"] = scaled(rgb).permute(1, 2, 0).contiguous()
+    # In float32 the reference's own error reaches 7e-5 of the largest logit.
+    model = transformers.AutoModelForImageTextToText.from_pretrained(
+        directory, dtype=torch.float64, attn_implementation="eager"
+    )
+    rng = random.Random(zlib.crc32(spec.name.encode()))
+    ids, names, logits = [], [], {}
+    for i, row in enumerate(IMAGE_ROWS):
+        ids.append([])
+        names.append([f"images/{part}" for part in row if isinstance(part, str)])
+        expanded, inputs = [], [patches(scaled(decoded(directory / name))) for name in names[-1]]
+        counts = iter(grid[1] * grid[2] // PROCESSOR["merge_size"] ** 2 for _, grid in inputs)
+        for part in row:
+            if isinstance(part, str):
+                ids[-1] += [START_TOKEN, IMAGE_TOKEN, END_TOKEN]
+                expanded += [START_TOKEN] + [IMAGE_TOKEN] * next(counts) + [END_TOKEN]
+            else:
+                text = [rng.randrange(IMAGE_TOKEN) for _ in range(part)]
+                ids[-1] += text
+                expanded += text
+        given: dict[str, torch.Tensor] = {}
+        if inputs:
+            given["pixel_values"] = torch.cat([values for values, _ in inputs]).double()
+            given["image_grid_thw"] = torch.tensor([grid for _, grid in inputs])
+            given["mm_token_type_ids"] = torch.tensor([[int(token == IMAGE_TOKEN) for token in expanded]])
+            tensors[f"pixel_values.{i}"] = given["pixel_values"].float()
+            features = model.model.get_image_features(given["pixel_values"], given["image_grid_thw"]).pooler_output
+            tensors[f"image_features.{i}"] = torch.cat(tuple(features)).float().contiguous()
+        logits[f"logits.{i}"] = model(torch.tensor([expanded]), **given).logits[0].float().contiguous()
+        if inputs:
+            plain = torch.arange(len(expanded)).expand(3, 1, -1)
+            other = {
+                "M-RoPE": model(torch.tensor([expanded]), **given, position_ids=plain).logits[0],
+                "images": model(torch.tensor([expanded])).logits[0],
+            }
+            for feature, values in other.items():
+                require_change(f"{spec.name} list {i}", feature, values, logits[f"logits.{i}"])
+    golden = directory / "golden"
+    golden.mkdir(exist_ok=True)
+    (golden / "ids.json").write_text(json.dumps(ids) + "\n")
+    (golden / "images.json").write_text(json.dumps(names) + "\n")
+    safetensors.torch.save_file(logits, golden / "logits.safetensors")
+    safetensors.torch.save_file(tensors, golden / "vision.safetensors")
+
+
+def make_config(spec: Model) -> transformers.PretrainedConfig:
+    if spec.vision is None:
+        return transformers.AutoConfig.for_model(spec.model_type, **(COMMON | spec.config))
+    return transformers.AutoConfig.for_model(
+        spec.model_type,
+        text_config=COMMON | spec.config,
+        vision_config=spec.vision,
+        image_token_id=IMAGE_TOKEN,
+        vision_start_token_id=START_TOKEN,
+        vision_end_token_id=END_TOKEN,
+        video_token_id=END_TOKEN + 1,
+        tie_word_embeddings=spec.config["tie_word_embeddings"],
+    )
+
+
 def make_model(spec: Model, directory: Path) -> None:
     seed = zlib.crc32(spec.name.encode())
-    config = transformers.AutoConfig.for_model(spec.model_type, **(COMMON | spec.config))
-    model = transformers.AutoModelForCausalLM.from_config(config)
+    config = make_config(spec)
+    auto_class = transformers.AutoModelForCausalLM if spec.vision is None else transformers.AutoModelForImageTextToText
+    model = auto_class.from_config(config)
     randomise(model, spec.dtype, torch.Generator().manual_seed(seed))
     model.config.dtype = spec.dtype
     model.save_pretrained(directory, max_shard_size=spec.max_shard_size)
@@ -298,6 +517,9 @@ def make_model(spec: Model, directory: Path) -> None:
     if spec.classic:
         use_classic_keys(directory / "config.json")
 
+    if spec.vision is not None:
+        vision_golden(spec, directory)
+        return
     ids = make_ids(seed, spec.lengths)
     logits = golden_logits(directory, ids)
     check_features_matter(spec, directory, ids, logits)
@@ -305,6 +527,13 @@ def make_model(spec: Model, directory: Path) -> None:
     golden.mkdir(exist_ok=True)
     (golden / "ids.json").write_text(json.dumps(ids) + "\n")
     safetensors.torch.save_file(logits, golden / "logits.safetensors")
+
+
+def require_change(name: str, feature: str, other: torch.Tensor, logits: torch.Tensor) -> None:
+    change = (other - logits).abs().max() / logits.abs().max()
+    print(f"{name}: without its {feature} the logits change by {change:.2f} of the largest")
+    if change < 0.05:
+        raise SystemExit(f"error: {name}: {feature} hardly changes the logits")
 
 
 def check_features_matter(spec: Model, directory: Path, ids: list[list[int]], logits: dict[str, torch.Tensor]) -> None:
@@ -317,10 +546,7 @@ def check_features_matter(spec: Model, directory: Path, ids: list[list[int]], lo
         without["rope scaling"] = {"rope_parameters": plain_rope}
     for feature, overrides in without.items():
         other = golden_logits(directory, ids, **overrides)
-        change = (other["logits.0"] - logits["logits.0"]).abs().max() / logits["logits.0"].abs().max()
-        print(f"{spec.name}: without its {feature} the logits change by {change:.2f} of the largest")
-        if change < 0.05:
-            raise SystemExit(f"error: {spec.name}: {feature} hardly changes the logits")
+        require_change(spec.name, feature, other["logits.0"], logits["logits.0"])
 
 
 def main() -> int:

@@ -30,6 +30,9 @@
 #define LLVMFuzzerTestOneInput fuzz_imatrix
 #include "../fuzz/imatrix_fuzz.cpp"
 #undef LLVMFuzzerTestOneInput
+#define LLVMFuzzerTestOneInput fuzz_image
+#include "../fuzz/image_fuzz.cpp"
+#undef LLVMFuzzerTestOneInput
 
 #include "base/file.h"
 
@@ -67,6 +70,9 @@ TEST(FuzzReplay, Gguf) {
 }
 TEST(FuzzReplay, Imatrix) {
   replay("imatrix", fuzz_imatrix);
+}
+TEST(FuzzReplay, Image) {
+  replay("image", fuzz_image);
 }
 TEST(FuzzReplay, AwqTensors) {
   replay("awq_tensors", fuzz_awq_tensors);

@@ -5,11 +5,14 @@
 #include "cli/verb.h"
 #include "format/checkpoint.h"
 #include "format/gguf_tokenizer.h"
+#include "nn/vision.h"
 #include "tokenizer/tokenizer.h"
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <memory>
+#include <utility>
 
 namespace quern {
 namespace {
@@ -17,6 +20,7 @@ namespace {
 struct GenerateArguments {
   std::string model;
   std::string prompt;
+  std::vector<std::string> images;
   std::int64_t max_tokens = 128;
   SamplingOptions sampling;
   bool ignore_stop = false;
@@ -26,14 +30,45 @@ double rate(std::size_t tokens, double seconds) {
   return seconds > 0 ? static_cast<double>(tokens) / seconds : 0;
 }
 
+// The ids of a prompt with images: where it marks no places for them, they come before the text.
+std::shared_ptr<const ImagePrompt> read_images(
+    const Context& ctx,
+    const Model& model,
+    const std::vector<std::string>& files,
+    std::vector<std::int32_t> text) {
+  VisionTower vision(ctx, model);
+  const VisionConfig& config = vision.config();
+  std::vector<std::int32_t> ids;
+  if (std::find(text.begin(), text.end(), config.image_token) == text.end()) {
+    for (std::size_t i = 0; i < files.size(); ++i) {
+      ids.insert(ids.end(), {config.start_token, config.image_token, config.end_token});
+    }
+  }
+  ids.insert(ids.end(), text.begin(), text.end());
+  std::vector<PreparedImage> images;
+  for (const std::string& file : files) {
+    images.push_back(vision.prepare(file));
+  }
+  auto prompt = std::make_shared<ImagePrompt>(vision.plan(ids, images, "--prompt"));
+  for (const PreparedImage& image : images) {
+    const std::vector<float> features = vision.features(image, vision.patches(image));
+    prompt->features.insert(prompt->features.end(), features.begin(), features.end());
+  }
+  return prompt;
+}
+
 int run_generate(Session& session, const GenerateArguments& arguments) {
   const Context& ctx = session.context();
   const Model model = load_model(open_checkpoint(resolve_model(arguments.model)));
   const Tokenizer tokenizer = open_tokenizer(*model.checkpoint);
   EncodeOptions encode;
   encode.add_special_tokens = true;
-  const std::vector<std::int32_t> prompt = tokenizer.encode(arguments.prompt, encode);
+  std::vector<std::int32_t> prompt = tokenizer.encode(arguments.prompt, encode);
   GenerateOptions options;
+  if (!arguments.images.empty()) {
+    options.images = read_images(ctx, model, arguments.images, std::move(prompt));
+    prompt = options.images->ids;
+  }
   options.max_tokens = arguments.max_tokens;
   options.drawable = tokenizer.vocab_size();
   if (!arguments.ignore_stop) {
@@ -80,6 +115,11 @@ std::function<int(Session&)> configure_generate(CLI::App& app) {
   SamplingOptions& sampling = arguments->sampling;
   app.add_option("MODEL", arguments->model, "checkpoint directory, or a .gguf file")->required();
   app.add_option("--prompt", arguments->prompt, "text to go on from")->required();
+  app.add_option(
+      "--image",
+      arguments->images,
+      "PNG, JPEG or WebP file; may be given several times. Images come before the text, or in the "
+      "places that it marks with <|vision_start|><|image_pad|><|vision_end|>");
   app.add_option("--max-tokens", arguments->max_tokens, "new tokens at most (default: 128)")
       ->check(CLI::Range(1, 1 << 24));
   app.add_option(
@@ -96,7 +136,9 @@ std::function<int(Session&)> configure_generate(CLI::App& app) {
   add_footer(
       app,
       "  quern generate ./model --prompt 'Once upon a time'\n  quern generate ./model --prompt "
-      "'Hello' --temperature 0.7 --top-p 0.8 --seed 1\n");
+      "'Hello' --temperature 0.7 --top-p 0.8 --seed 1\n  quern generate ./model --image cat.png "
+      "--prompt 'What is "
+      "this?'\n");
   return [arguments](Session& session) { return run_generate(session, *arguments); };
 }
 

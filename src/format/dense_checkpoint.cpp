@@ -65,17 +65,8 @@ StoredLinear load_dense_linear(
     const std::string& module,
     std::int64_t out_features,
     std::int64_t in_features) {
-  const std::string name = module + ".weight";
-  const TensorView& view = tensors.require(name, {out_features, in_features});
-  if (!is_16_or_32_bit_float(view.dtype)) {
-    throw UnsupportedError(
-        "a weight of a type that quern does not compute with",
-        name,
-        fmt::format("expected BF16, F16 or F32, found {}", dtype_name(view.dtype)),
-        "use the BF16 release of the model");
-  }
   StoredLinear linear;
-  linear.dense = view;
+  linear.dense = tensors.require_float(module + ".weight", {out_features, in_features});
   return linear;
 }
 

@@ -51,7 +51,11 @@ void apply_gates(const Context& ctx, const std::vector<float>& gates, float* out
 
 // The angle is rounded to float before the cosine, as the reference does.
 Rotation make_rotation(
-    const Context& ctx, const Rope& rope, std::int64_t first, std::int64_t rows) {
+    const Context& ctx,
+    const Rope& rope,
+    std::int64_t first,
+    std::int64_t rows,
+    const TokenPositions* positions) {
   const std::size_t half = rope.inverse_frequencies.size();
   Rotation rotation;
   rotation.cosines.resize(static_cast<std::size_t>(rows) * half);
@@ -59,7 +63,9 @@ Rotation make_rotation(
   ctx.pool.for_chunks(rows, kRowChunk, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t t = begin; t < end; ++t) {
       for (std::size_t m = 0; m < half; ++m) {
-        const float angle = static_cast<float>(first + t) * rope.inverse_frequencies[m];
+        const std::int64_t position =
+            positions == nullptr ? first + t : positions->at(first + t, m);
+        const float angle = static_cast<float>(position) * rope.inverse_frequencies[m];
         const std::size_t at = static_cast<std::size_t>(t) * half + m;
         rotation.cosines[at] =
             static_cast<float>(std::cos(static_cast<double>(angle))) * rope.attention_factor;
@@ -131,10 +137,16 @@ void attend(
     const float* V = values + column;
     const float* Q = queries + t0 * q_width + head * dim;
     const std::int64_t n = tile.rows;
-    const std::int64_t seen = tile.seen();
+    const std::int64_t seen = shape.causal ? tile.seen() : first + rows;
     float* scores = workspace.worker_floats(worker, 1, n * seen);
     ctx.blas.gemm(false, true, n, seen, dim, scale, Q, q_width, K, kv_width, 0.0F, scores, seen);
-    causal_softmax(ctx, tile, scores);
+    if (shape.causal) {
+      causal_softmax(ctx, tile, scores);
+    } else {
+      for (std::int64_t r = 0; r < n; ++r) {
+        ctx.kernels.softmax(scores + r * seen, seen);
+      }
+    }
     ctx.blas.gemm(
         false,
         false,
@@ -181,7 +193,7 @@ void attention_forward(
   }
   linear_forward(ctx, workspace, weights.linears[kK], x, rows, keys);
   linear_forward(ctx, workspace, weights.linears[kV], x, rows, values);
-  const Rotation rotation = make_rotation(ctx, config.rope, first, rows);
+  const Rotation rotation = make_rotation(ctx, config.rope, first, rows, cache.positions);
   finish_heads(ctx, config, weights.q_norm, rotation, shape.heads, rows, queries.data());
   finish_heads(ctx, config, weights.k_norm, rotation, shape.kv_heads, rows, keys);
   attend(

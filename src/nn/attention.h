@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "nn/token_positions.h"
 #include "nn/weights.h"
 #include "nn/workspace.h"
 
@@ -18,6 +19,7 @@ struct LayerCache {
   std::vector<float> convolved;
   std::vector<float> state;
   std::int64_t tokens = 0;
+  const TokenPositions* positions = nullptr;  // null: token n stands at n
 
   void clear() {
     keys.clear();
@@ -28,13 +30,18 @@ struct LayerCache {
   }
 };
 
-// cos and sin of the angles of some positions, times the attention factor; [rows, rotary / 2].
+// cos and sin of the angles of the tokens first … first + rows - 1, times the attention factor;
+// [rows, rotary / 2]. Without `positions` a token's index is its position.
 struct Rotation {
   std::vector<float> cosines;
   std::vector<float> sines;
 };
 [[nodiscard]] Rotation make_rotation(
-    const Context& ctx, const Rope& rope, std::int64_t first, std::int64_t rows);
+    const Context& ctx,
+    const Rope& rope,
+    std::int64_t first,
+    std::int64_t rows,
+    const TokenPositions* positions = nullptr);
 
 // Norm over each head (when there is a gain), then rotation of the first values of each, in place:
 // x [rows, heads * head_dim].
@@ -52,6 +59,7 @@ struct AttentionShape {
   std::int64_t kv_heads = 0;  // query head h reads key/value head h / (heads / kv_heads)
   std::int64_t head_dim = 0;
   std::int64_t window = 0;  // tokens seen, the query's own included; 0: all
+  bool causal = true;  // false: a query sees the keys after its own too; without a window
 
   [[nodiscard]] std::int64_t q_width() const noexcept { return heads * head_dim; }
   [[nodiscard]] std::int64_t kv_width() const noexcept { return kv_heads * head_dim; }
@@ -59,7 +67,7 @@ struct AttentionShape {
 };
 [[nodiscard]] AttentionShape attention_shape(const ModelConfig& config, const Block& block);
 
-// out [rows, q_width] = softmax(Q K^T / sqrt(head_dim)) V, causal, for the queries [rows, q_width]
+// out [rows, q_width] = softmax(Q K^T / sqrt(head_dim)) V for the queries [rows, q_width]
 // of positions first … first + rows - 1 over the keys and values [first + rows, kv_width] of
 // positions 0 ….
 void attend(

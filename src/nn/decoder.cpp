@@ -59,6 +59,12 @@ std::vector<float> Decoder::forward(
     std::span<const std::int32_t> ids, Sequence& sequence, const HiddenObserver& observer) {
   sequence.layers.resize(model_.blocks.size());
   std::vector<float> x = embed_tokens(ctx_.kernels, model_.embedding, ids);
+  if (sequence.images != nullptr) {
+    sequence.images->place_features(sequence.tokens(), x, model_.graph.config.hidden_size);
+    for (LayerCache& layer : sequence.layers) {
+      layer.positions = &sequence.images->positions;
+    }
+  }
   for (std::size_t i = 0; i < model_.blocks.size(); ++i) {
     if (observer) {
       observer(static_cast<int>(i), x);

@@ -2,8 +2,10 @@
 #pragma once
 
 #include "nn/block.h"
+#include "nn/image_prompt.h"
 
 #include <functional>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -12,6 +14,7 @@ namespace quern {
 // State of one sequence while it is decoded: the caches of all layers.
 struct Sequence {
   std::vector<LayerCache> layers;
+  std::shared_ptr<const ImagePrompt> images;  // what it begins with, when that has images
   [[nodiscard]] std::int64_t tokens() const { return layers.empty() ? 0 : layers.front().tokens; }
 };
 

@@ -73,6 +73,7 @@ GenerateResult generate(
       options.drawable > 0 ? std::min(options.drawable, config.vocab_size) : config.vocab_size;
   GenerateResult result;
   Sequence sequence;
+  sequence.images = options.images;
   double started = steady_seconds();
   std::vector<float> hidden = decoder.forward(prompt, sequence);
   result.finish_reason = "length";

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <random>
 #include <span>
 #include <string>
@@ -36,6 +37,7 @@ struct GenerateOptions {
   std::int64_t max_tokens = 128;
   std::vector<std::int32_t> stop_ids;
   std::int64_t drawable = 0;  // tokens that exist; 0: every row of the vocabulary
+  std::shared_ptr<const ImagePrompt> images;  // when the prompt has some: its ids are the prompt's
 };
 
 struct GenerateResult {

@@ -14,16 +14,6 @@ std::vector<float> load_vector(
   return to_float(checkpoint.tensors().require(name, {size}));
 }
 
-// Kernels cast the bytes to values; a file may start a tensor at any byte.
-void align_dense(LinearWeights& weights) {
-  const auto address = reinterpret_cast<std::uintptr_t>(weights.dense.bytes.data());
-  if (address % dtype_size(weights.dense.dtype) != 0) {
-    weights.aligned_copy = std::make_shared<const std::vector<std::byte>>(
-        weights.dense.bytes.begin(), weights.dense.bytes.end());
-    weights.dense.bytes = *weights.aligned_copy;
-  }
-}
-
 DeltaWeights load_delta(const DeltaNet& delta, const Checkpoint& checkpoint) {
   const TensorStore& store = checkpoint.tensors();
   DeltaWeights weights;
@@ -38,6 +28,15 @@ DeltaWeights load_delta(const DeltaNet& delta, const Checkpoint& checkpoint) {
 }
 
 }  // namespace
+
+void align_dense(LinearWeights& weights) {
+  const auto address = reinterpret_cast<std::uintptr_t>(weights.dense.bytes.data());
+  if (address % dtype_size(weights.dense.dtype) != 0) {
+    weights.aligned_copy = std::make_shared<const std::vector<std::byte>>(
+        weights.dense.bytes.begin(), weights.dense.bytes.end());
+    weights.dense.bytes = *weights.aligned_copy;
+  }
+}
 
 std::vector<float> load_norm(const Norm& norm, const Checkpoint& checkpoint) {
   std::vector<float> gain = load_vector(norm.tensor, norm.size, checkpoint);

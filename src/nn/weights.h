@@ -40,6 +40,9 @@ struct BlockWeights {
   DeltaWeights delta;
 };
 
+// Kernels cast the bytes to values; a file may start a tensor at any byte. Copies `dense` then.
+void align_dense(LinearWeights& weights);
+
 [[nodiscard]] LinearWeights load_linear_weights(const Linear& linear, const Checkpoint& checkpoint);
 [[nodiscard]] BlockWeights load_block_weights(const Block& block, const Checkpoint& checkpoint);
 

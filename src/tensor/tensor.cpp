@@ -135,4 +135,16 @@ const TensorView& TensorStore::require(const std::string& name, const Shape& sha
   return *view;
 }
 
+const TensorView& TensorStore::require_float(const std::string& name, const Shape& shape) const {
+  const TensorView& view = require(name, shape);
+  if (!is_16_or_32_bit_float(view.dtype)) {
+    throw UnsupportedError(
+        "a tensor is not of a float type that quern computes with",
+        name,
+        fmt::format("expected BF16, F16 or F32, found {}", dtype_name(view.dtype)),
+        "use the BF16 release of the model");
+  }
+  return view;
+}
+
 }  // namespace quern

@@ -72,6 +72,8 @@ class TensorStore {
 
   // Throws ParseError, naming the tensor, when it is missing or its shape differs.
   [[nodiscard]] const TensorView& require(const std::string& name, const Shape& shape) const;
+  // The same for values that are computed with: UnsupportedError unless they are F16, BF16 or F32.
+  [[nodiscard]] const TensorView& require_float(const std::string& name, const Shape& shape) const;
 };
 
 }  // namespace quern
