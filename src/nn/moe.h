@@ -14,12 +14,44 @@ struct Routing {
   std::vector<std::int64_t> begin;  // [experts + 1] where the entries of an expert begin
   std::vector<std::int64_t> rows;  // [rows * experts_per_token]
   std::vector<float> weights;  // what an expert's output is multiplied by
+
+  [[nodiscard]] bool takes(int expert) const {
+    return begin[static_cast<std::size_t>(expert)] < begin[static_cast<std::size_t>(expert) + 1];
+  }
 };
 
 // The experts with the largest probabilities, softmax over all of `scores` [rows, experts]; the
 // first of equals. `probabilities`, if not null, receives the softmax [rows, experts].
 [[nodiscard]] Routing route(
     const Mixture& mixture, const float* scores, std::int64_t rows, float* probabilities = nullptr);
+
+// The parts of mixture_forward, for callers that load experts one after the other: where the rows
+// of X [rows, hidden] go; x [rows, hidden] += what one expert makes of those that it takes, and +=
+// what the shared expert, if there is one, makes of all.
+[[nodiscard]] Routing route_rows(
+    const Context& ctx,
+    Workspace& workspace,
+    const Mixture& mixture,
+    const BlockWeights& weights,
+    const float* X,
+    std::int64_t rows);
+void add_expert(
+    const Context& ctx,
+    Workspace& workspace,
+    const Mixture& mixture,
+    const BlockWeights& weights,
+    int expert,
+    const Routing& routing,
+    const float* X,
+    float* x);
+void add_shared_expert(
+    const Context& ctx,
+    Workspace& workspace,
+    const Mixture& mixture,
+    const BlockWeights& weights,
+    const float* X,
+    std::int64_t rows,
+    float* x);
 
 // x [rows, hidden] += the mixture's output for X [rows, hidden]: experts in their order, each on
 // the rows that take it, then the shared expert.

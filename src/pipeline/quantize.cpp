@@ -325,7 +325,7 @@ PartTimes quantize_blocks(
       ctx.log.detail(fmt::format(
           "layer {}/{}  mean relative error {:.3e}", i + 1, run.graph.blocks.size(), mean));
     }
-    release_block_weights(weights, *run.source);
+    release_block_weights(block, *run.source);
   }
   if (head_left) {
     state.save(
