@@ -8,6 +8,7 @@
 #include "running_model.h"
 #include "scratch.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -332,8 +333,10 @@ TEST_F(Planned, NamesTheSmallestBudgetThatWorks) {
     const std::uint64_t smallest = named(1, streaming);
     ASSERT_GT(smallest, 64U);
     const EvalMemory memory = plan(smallest << 20U, streaming);
-    EXPECT_EQ(memory.streamed, streaming != Streaming::kOff);
     EXPECT_LE(memory.peak, smallest << 20U);
+    if (streaming != Streaming::kAuto) {  // so small a model may fit as a whole
+      EXPECT_EQ(memory.streamed, streaming == Streaming::kOn);
+    }
     if (memory.streamed) {
       EXPECT_EQ(memory.group, 1);
       EXPECT_TRUE(memory.spilled);

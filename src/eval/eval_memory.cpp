@@ -15,7 +15,7 @@ namespace quern {
 namespace {
 
 // What the first products bring along: BLAS buffers, stacks of the pool.
-constexpr std::uint64_t kProgramBytes = std::uint64_t{64} << 20U;
+constexpr std::uint64_t kProgramBytes = std::uint64_t{24} << 20U;
 
 // Bytes that one model takes.
 struct SideMemory {
@@ -136,9 +136,10 @@ EvalMemory plan_eval_memory(
     Streaming streaming) {
   const Needs needs = needs_of(ctx, sides, context);
   const std::uint64_t budget = ctx.memory_budget == 0 ? UINT64_MAX : ctx.memory_budget;
+  const std::uint64_t whole = needs.resident + needs.mapped;
   EvalMemory memory;
-  memory.streamed = streaming == Streaming::kOn ||
-                    (streaming == Streaming::kAuto && needs.resident + needs.mapped > budget);
+  memory.streamed =
+      streaming == Streaming::kOn || (streaming == Streaming::kAuto && whole > budget);
   if (!memory.streamed) {
     memory.peak = needs.resident;
     if (memory.peak > budget) {
@@ -151,17 +152,23 @@ EvalMemory plan_eval_memory(
   if (memory.peak <= budget) {
     return memory;
   }
-  const std::uint64_t smallest = std::min(needs.spilled(1), needs.in_memory(windows, 1));
-  if (smallest > budget) {
-    throw_too_little(budget, smallest, "with everything else on disk", "or a smaller --context");
-  }
-  memory.spilled = needs.spilled(1) <= budget;
-  while (memory.group > 1 && (memory.spilled ? needs.spilled(memory.group)
-                                             : needs.in_memory(windows, memory.group)) > budget) {
+  memory.spilled = needs.spilled(1) <= needs.in_memory(windows, 1);
+  const auto peak = [&] {
+    return memory.spilled ? needs.spilled(memory.group) : needs.in_memory(windows, memory.group);
+  };
+  while (memory.group > 1 && peak() > budget) {
     --memory.group;
   }
-  memory.peak =
-      memory.spilled ? needs.spilled(memory.group) : needs.in_memory(windows, memory.group);
+  memory.peak = peak();
+  if (memory.peak > budget) {
+    // A small model may need less as a whole than the rows that wait for its experts.
+    const bool whole_is_less = streaming == Streaming::kAuto && whole < memory.peak;
+    throw_too_little(
+        budget,
+        whole_is_less ? whole : memory.peak,
+        whole_is_less ? "with the model in memory" : "with everything else on disk",
+        "or a smaller --context");
+  }
   memory.spilled_bytes =
       memory.spilled ? static_cast<std::uint64_t>(windows) * needs.all_windows : 0;
   return memory;
