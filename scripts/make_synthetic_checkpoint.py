@@ -486,7 +486,7 @@ def adapted_config(config: dict[str, Any], arguments: argparse.Namespace) -> dic
     if not arguments.vision:
         for key in [key for key in config if key.startswith(("vision_", "image_", "video_"))]:
             del config[key]
-    elif "hidden" in arguments and arguments.hidden is not None:
+    elif arguments.hidden is not None:
         config["vision_config"]["out_hidden_size"] = arguments.hidden
     return config
 
@@ -517,15 +517,14 @@ def read_config(arguments: argparse.Namespace) -> dict[str, Any]:
     return config
 
 
-def copy_tokenizer(source: Path, out: Path) -> None:
+def tokenizer_files(source: Path) -> list[Path]:
     found = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
     if not any(path.name in ("tokenizer.json", "vocab.json") for path in found):
         raise SystemExit(
             f"error: no tokenizer in {source}\nreason: expected tokenizer.json or vocab.json\n"
             "try: --tokenizer with the directory of a model"
         )
-    for path in found:
-        shutil.copyfile(path, out / path.name)
+    return found
 
 
 def write_ids(path: Path, vocab: int, samples: int, length: int, dtype: str, seed: int) -> None:
@@ -591,14 +590,15 @@ def main() -> int:
     config = adapted_config(read_config(arguments), arguments)
     check_config(config, arguments.mtp)
     if arguments.out is not None:
+        tokenizer = tokenizer_files(arguments.tokenizer) if arguments.tokenizer is not None else []
         tensors = model_tensors(config)
         size = sum(tensor.bytes for tensor in tensors)
         arguments.out.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(arguments.out).free < size:
             raise SystemExit(f"error: {arguments.out} has no room for {size / 1e9:.1f} GB\ntry: fewer --layers")
         write_checkpoint(arguments.out, config, tensors, arguments.seed, arguments.shard_size)
-        if arguments.tokenizer is not None:
-            copy_tokenizer(arguments.tokenizer, arguments.out)
+        for path in tokenizer:
+            shutil.copyfile(path, arguments.out / path.name)
         print(f"{arguments.out}: {size / 2e6:.1f} M parameters, {size / 1e9:.2f} GB", file=sys.stderr)
     if arguments.ids_out is not None:
         vocab = text_of(config)["vocab_size"]
