@@ -2,7 +2,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/half.h"
-#include "calib/activation_store.h"
+#include "nn/activation_store.h"
 #include "calib/calibration_set.h"
 #include "calib/statistics.h"
 #include "quant_fixture.h"

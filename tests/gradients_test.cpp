@@ -6,7 +6,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/philox.h"
-#include "calib/activation_store.h"
+#include "nn/activation_store.h"
 #include "calib/calibration_set.h"
 #include "running_model.h"
 #include "scratch.h"

@@ -20,6 +20,16 @@ std::string system_reason(int code) {
   return std::error_code(code, std::generic_category()).message();
 }
 
+void advise(std::span<const std::byte> range, int advice) noexcept {
+  if (range.empty()) {
+    return;
+  }
+  const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto begin = reinterpret_cast<std::uintptr_t>(range.data()) / page * page;
+  const auto end = reinterpret_cast<std::uintptr_t>(range.data() + range.size());
+  ::madvise(reinterpret_cast<void*>(begin), end - begin, advice);
+}
+
 }  // namespace
 
 MappedFile::MappedFile(const std::filesystem::path& path) : path_(path) {
@@ -81,13 +91,13 @@ void MappedFile::close() noexcept {
   }
 }
 
+// Pages shared with a neighbour go too, or those between small tensors would add up.
 void MappedFile::release(std::span<const std::byte> range) const noexcept {
-  const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
-  const auto begin = (reinterpret_cast<std::uintptr_t>(range.data()) + page - 1) / page * page;
-  const auto end = reinterpret_cast<std::uintptr_t>(range.data() + range.size()) / page * page;
-  if (begin < end) {
-    ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
-  }
+  advise(range, MADV_DONTNEED);
+}
+
+void prefetch_mapped(std::span<const std::byte> range) noexcept {
+  advise(range, MADV_WILLNEED);
 }
 
 }  // namespace quern

@@ -22,7 +22,7 @@ class MappedFile {
   [[nodiscard]] std::span<const std::byte> bytes() const noexcept { return {data_, size_}; }
   [[nodiscard]] const std::filesystem::path& path() const noexcept { return path_; }
 
-  // Gives the pages of a range back to the system; they are read again when touched.
+  // Gives all pages that a range touches back to the system; they are read again when touched.
   void release(std::span<const std::byte> range) const noexcept;
 
  private:
@@ -32,5 +32,8 @@ class MappedFile {
   const std::byte* data_ = nullptr;
   std::size_t size_ = 0;
 };
+
+// Asks the system to read a range of a mapped file ahead, and returns at once.
+void prefetch_mapped(std::span<const std::byte> range) noexcept;
 
 }  // namespace quern

@@ -3,11 +3,10 @@
 
 #include "base/error.h"
 #include "base/philox.h"
-#include "calib/activation_store.h"
 #include "calib/calibration_set.h"
 #include "nn/attention.h"
 #include "nn/backward.h"
-#include "nn/block.h"
+#include "nn/block_stream.h"
 #include "nn/decoder.h"
 
 #include <fmt/format.h>
@@ -193,21 +192,20 @@ class GradientPass {
       const auto& ids = sequences_[static_cast<std::size_t>(i)];
       inputs_.back().write(i, embed_tokens(ctx_.kernels, table, ids).data());
     }
-    release_linear_weights(table, checkpoint_);
+    release_linear_weights(graph_.embedding, checkpoint_);
   }
 
   void forward(const Block& block) {
     const BlockWeights weights = load_block_weights(block, checkpoint_);
     inputs_.push_back(store(options_.stored_as));
-    const ActivationStore& before = inputs_[inputs_.size() - 2];
-    for_sequences([&](std::int64_t sequence, std::int64_t rows) {
-      before.read(sequence, x_.data());
-      LayerCache cache;
-      block_forward(ctx_, workspace_, graph_.config, block, weights, rows, cache, x_.data());
-      inputs_.back().write(sequence, x_.data());
-      progress(forward_work(block, graph_.config, rows));
-    });
-    release_block_weights(weights, checkpoint_);
+    const auto passed = [&](std::int64_t sequence) {
+      stop_if_interrupted();
+      progress(forward_work(block, graph_.config, rows(sequence)));
+    };
+    ActivationStore& before = inputs_[inputs_.size() - 2];
+    advance_sequences(
+        ctx_, workspace_, graph_.config, block, weights, before, inputs_.back(), passed);
+    release_block_weights(block, checkpoint_);
   }
 
   [[nodiscard]] std::int32_t label(
@@ -223,8 +221,7 @@ class GradientPass {
   // Leaves the gradients at the output of the last block in gradients_.
   LabelLoss head() {
     const std::vector<float> norm = load_norm(graph_.final_norm, checkpoint_);
-    const LinearWeights weights =
-        load_linear_weights(graph_.head_tied ? graph_.embedding : graph_.head, checkpoint_);
+    const LinearWeights weights = load_linear_weights(graph_.head, checkpoint_);
     const GradientParts parts = parts_of(options_, graph_.head);
     LinearGradientAccumulator accumulator(weights.out_features, weights.in_features, parts);
     const float scale =
@@ -258,7 +255,7 @@ class GradientPass {
       progress(head_work(graph_.head, rows) + statistics_work(graph_.head, parts, rows));
     });
     inputs_.pop_back();
-    release_linear_weights(weights, checkpoint_);
+    release_linear_weights(graph_.head, checkpoint_);
     sink_(nullptr, graph_.head, accumulator.finish(ctx_, graph_.head.module));
     return total;
   }
@@ -297,7 +294,7 @@ class GradientPass {
       progress(work);
     });
     inputs_.pop_back();
-    release_block_weights(weights, checkpoint_);
+    release_block_weights(block, checkpoint_);
     for (std::size_t i = 0; i < accumulators.size(); ++i) {
       const Linear& linear = block.linears[i];
       sink_(&block, linear, accumulators[i].finish(ctx_, linear.module));

@@ -3,6 +3,7 @@
 #include "base/file.h"
 #include "base/process.h"
 #include "calib/calibration_set.h"
+#include "cli/eval_models.h"
 #include "cli/verb.h"
 #include "eval/perplexity.h"
 #include "format/checkpoint.h"
@@ -14,6 +15,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <utility>
 
 namespace quern {
 namespace {
@@ -49,19 +51,22 @@ Json end_to_end(
     const CompareArguments& arguments,
     const std::filesystem::path& a,
     const std::filesystem::path& b) {
-  const Model reference = load_model(open_checkpoint(a));
-  const Model model = load_model(open_checkpoint(b));
-  const Tokenizer tokenizer = open_tokenizer(*reference.checkpoint);
-  Decoder reference_decoder(ctx, reference);
-  Decoder decoder(ctx, model);
+  std::unique_ptr<Checkpoint> reference = open_checkpoint(a);
+  const std::vector<std::int32_t> ids = text_ids(arguments, open_tokenizer(*reference));
   PerplexityOptions options;
   options.context = arguments.context;
   options.max_windows = arguments.windows;
+  EvalModels models(
+      ctx,
+      open_checkpoint(b),
+      std::move(reference),
+      window_count(ids.size(), options),
+      options.context);
   const TextResult result = evaluate_text(
       ctx,
-      decoder,
-      &reference_decoder,
-      text_ids(arguments, tokenizer),
+      models.model(),
+      models.reference(),
+      ids,
       options,
       [&](std::int64_t done, std::int64_t total) {
         ctx.log.progress(fmt::format("end to end  window {}/{}", done, total));

@@ -3,6 +3,7 @@
 #include "base/file.h"
 #include "base/process.h"
 #include "base/units.h"
+#include "cli/eval_models.h"
 #include "cli/verb.h"
 #include "eval/perplexity.h"
 #include "format/checkpoint.h"
@@ -11,8 +12,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <memory>
-#include <optional>
 
 namespace quern {
 namespace {
@@ -25,6 +26,8 @@ struct EvalArguments {
   std::int64_t windows = 0;
   bool rows = false;
   std::string reference;
+  std::string stream = "auto";
+  std::string work_directory;
 };
 
 // The rows of a wikitext .raw file, as the data set on the hub has them, joined by two line ends:
@@ -87,50 +90,88 @@ std::string file_name(const std::string& path) {
   return std::filesystem::path(path).filename().string();
 }
 
+struct EvalText {
+  std::string name;
+  std::vector<std::int32_t> ids;
+};
+
+std::vector<EvalText> read_texts(const EvalArguments& arguments, const Tokenizer& tokenizer) {
+  std::vector<EvalText> texts;
+  for (const std::string& path : arguments.texts) {
+    const std::string name = file_name(path);
+    const bool is_taken = std::any_of(
+        texts.begin(), texts.end(), [&](const EvalText& text) { return text.name == name; });
+    const std::string content = read_file(path);
+    EncodeOptions encode;
+    encode.add_special_tokens = true;
+    texts.push_back(
+        {is_taken ? path : name,
+         tokenizer.encode(arguments.rows ? joined_rows(content) : content, encode)});
+  }
+  return texts;
+}
+
+Streaming streaming_of(const EvalArguments& arguments) {
+  if (arguments.stream == "auto") {
+    return Streaming::kAuto;
+  }
+  return arguments.stream == "on" ? Streaming::kOn : Streaming::kOff;
+}
+
+Json memory_json(const EvalMemory& memory) {
+  return {
+      {"streamed", memory.streamed},
+      {"windows_at_once", memory.streamed ? memory.group : 1},
+      {"spilled_bytes", memory.spilled_bytes},
+      {"estimated_peak_bytes", memory.peak}};
+}
+
 int run_eval(Session& session, const EvalArguments& arguments) {
   const double started = steady_seconds();
   const Context& ctx = session.context();
-  const Model model = load_model(open_checkpoint(resolve_model(arguments.model)));
-  std::optional<Model> reference;
+  std::unique_ptr<Checkpoint> checkpoint = open_checkpoint(resolve_model(arguments.model));
+  std::unique_ptr<Checkpoint> reference;
   if (!arguments.reference.empty()) {
-    reference.emplace(load_model(open_checkpoint(resolve_model(arguments.reference))));
+    reference = open_checkpoint(resolve_model(arguments.reference));
   }
-  const Tokenizer tokenizer = open_tokenizer(*model.checkpoint);
+  const std::string format = checkpoint->format();
+  const std::uint64_t bytes = weight_bytes(*checkpoint);
+  const Tokenizer tokenizer = open_tokenizer(*checkpoint);
   const PerplexityOptions options = perplexity_options(arguments, tokenizer);
-  Decoder decoder(ctx, model);
-  std::optional<Decoder> reference_decoder;
-  if (reference) {
-    reference_decoder.emplace(ctx, *reference);
+  const std::vector<EvalText> texts = read_texts(arguments, tokenizer);
+  std::int64_t windows = 0;
+  for (const EvalText& each : texts) {
+    windows = std::max(windows, window_count(each.ids.size(), options));
   }
+  EvalModels models(
+      ctx,
+      std::move(checkpoint),
+      std::move(reference),
+      windows,
+      options.context,
+      streaming_of(arguments),
+      arguments.work_directory);
   Json perplexity = Json::object();
   Json reference_perplexity = Json::object();
   Json divergence = Json::object();
   std::int64_t tokens = 0;
   std::string text;
-  for (const std::string& path : arguments.texts) {
-    const bool is_taken = perplexity.contains(file_name(path));
-    const std::string name = is_taken ? path : file_name(path);
-    const std::string content = read_file(path);
-    EncodeOptions encode;
-    encode.add_special_tokens = true;
-    const std::vector<std::int32_t> ids =
-        tokenizer.encode(arguments.rows ? joined_rows(content) : content, encode);
-    const double text_started = steady_seconds();
+  for (const auto& [name, ids] : texts) {
     const TextResult result = evaluate_text(
         ctx,
-        decoder,
-        reference_decoder ? &*reference_decoder : nullptr,
+        models.model(),
+        models.reference(),
         ids,
         options,
-        [&](std::int64_t done, std::int64_t total) {
-          const double elapsed = steady_seconds() - text_started;
+        [&, &name = name](std::int64_t done, std::int64_t total) {
+          (void)process_usage();  // samples the peak
           ctx.log.progress(fmt::format(
               "{}  window {}/{}  eta {}",
               name,
               done,
               total,
-              human_duration(
-                  elapsed / static_cast<double>(done) * static_cast<double>(total - done))));
+              models.clock().remaining(
+                  name, static_cast<double>(done), static_cast<double>(total))));
         });
     ctx.log.progress("");
     tokens += result.model.windows * result.model.context;
@@ -161,8 +202,8 @@ int run_eval(Session& session, const EvalArguments& arguments) {
   Json document = {
       {"schema", "quern.eval/1"},
       {"model", arguments.model},
-      {"format", model.checkpoint->format()},
-      {"bytes", weight_bytes(*model.checkpoint)},
+      {"format", format},
+      {"bytes", bytes},
       {"backend",
        {{"isa", ctx.kernels.isa}, {"dtype", "float32"}, {"blas", ctx.blas.description()}}},
       {"perplexity", std::move(perplexity)},
@@ -171,8 +212,10 @@ int run_eval(Session& session, const EvalArguments& arguments) {
       {"seconds", seconds},
       {"cpu_seconds", usage.cpu_seconds},
       {"tokens_per_second", static_cast<double>(tokens) / seconds},
-      {"peak_rss_bytes", usage.peak_rss_bytes}};
-  if (reference) {
+      {"memory", memory_json(models.memory())},
+      {"peak_rss_bytes", usage.peak_rss_bytes},
+      {"peak_anonymous_bytes", usage.peak_anonymous_bytes}};
+  if (models.reference() != nullptr) {
     document["reference"] = {
         {"model", arguments.reference}, {"perplexity", std::move(reference_perplexity)}};
   }
@@ -205,6 +248,17 @@ std::function<int(Session&)> configure_eval(CLI::App& app) {
       "--reference",
       arguments->reference,
       "KL divergence from this model and top-1 agreement, on the same tokens");
+  app.add_option(
+         "--stream",
+         arguments->stream,
+         "read the model block by block instead of as a whole, to the same result: auto (default) "
+         "does when it exceeds --memory, on, off")
+      ->check(CLI::IsMember({"auto", "on", "off"}));
+  app.add_option(
+      "--work-dir",
+      arguments->work_directory,
+      "where what exceeds --memory waits meanwhile, in a file without a name (default: the "
+      "system's temporary directory)");
   add_footer(
       app,
       "  quern eval ./model --perplexity wiki.test.raw\n  quern eval ./model-4bit --reference "

@@ -45,16 +45,20 @@ std::int64_t arg_max(const float* x, std::int64_t n) {
 }
 
 WindowScores score_window(
-    const Context& ctx, Decoder& model, Decoder* reference, std::span<const std::int32_t> window) {
+    const Context& ctx,
+    EvalModel& model,
+    EvalModel* reference,
+    std::int64_t index,
+    std::span<const std::int32_t> window) {
   const auto length = static_cast<std::int64_t>(window.size());
-  const std::int64_t vocab = model.model().graph.config.vocab_size;
+  const std::int64_t vocab = model.config().vocab_size;
   WindowScores scores;
   scores.nll.resize(window.size());
   const auto next_nll = [&](std::int64_t position, const float* logits, double norm) {
     return position + 1 < length ? norm - logits[window[static_cast<std::size_t>(position) + 1]]
                                  : 0.0;
   };
-  const std::vector<float> hidden = model.forward(window);
+  const std::span<const float> hidden = model.hidden(index);
   if (reference == nullptr) {
     model.for_logits(hidden, [&](std::int64_t begin, std::int64_t rows, const float* logits) {
       ctx.pool.for_chunks(rows, kRowChunk, [&](std::int64_t from, std::int64_t to, int) {
@@ -70,15 +74,15 @@ WindowScores score_window(
   scores.reference_nll.resize(window.size());
   scores.kl.resize(window.size());
   scores.same_top.resize(window.size());
-  const std::vector<float> reference_hidden = reference->forward(window);
-  const std::int64_t chunk = std::min(model.rows_per_chunk(), reference->rows_per_chunk());
-  const std::int64_t width = model.model().graph.config.hidden_size;
-  const std::int64_t reference_width = reference->model().graph.config.hidden_size;
+  const std::span<const float> reference_hidden = reference->hidden(index);
+  const std::int64_t chunk = logit_rows_per_chunk(vocab);
+  const std::int64_t width = model.config().hidden_size;
+  const std::int64_t reference_width = reference->config().hidden_size;
   std::vector<float> probabilities(static_cast<std::size_t>(ctx.pool.size() * vocab));
   for (std::int64_t begin = 0; begin < length; begin += chunk) {
     const std::int64_t rows = std::min(chunk, length - begin);
-    const auto slice = [&](const std::vector<float>& values, std::int64_t row_width) {
-      return std::span(values).subspan(
+    const auto slice = [&](std::span<const float> values, std::int64_t row_width) {
+      return values.subspan(
           static_cast<std::size_t>(begin * row_width), static_cast<std::size_t>(rows * row_width));
     };
     model.for_logits(slice(hidden, width), [&](std::int64_t, std::int64_t, const float* q) {
@@ -178,8 +182,8 @@ PerplexityResult perplexity(const Average& nll, const PerplexityOptions& options
 void check_options(
     std::size_t tokens,
     const PerplexityOptions& options,
-    const Decoder& model,
-    const Decoder* reference) {
+    const EvalModel& model,
+    const EvalModel* reference) {
   const Counted counted = counted_positions(options);
   if (options.context < 2 || counted.first_prediction >= counted.end_prediction) {
     throw UsageError(
@@ -195,17 +199,27 @@ void check_options(
         fmt::format("{} tokens needed, the text has {}", options.context, tokens),
         "use a longer text or a smaller --context");
   }
-  if (reference != nullptr &&
-      reference->model().graph.config.vocab_size != model.model().graph.config.vocab_size) {
+  if (reference != nullptr && reference->config().vocab_size != model.config().vocab_size) {
     throw UsageError(
         "model and reference have different vocabularies",
         "--reference",
-        fmt::format(
-            "{} and {} entries",
-            model.model().graph.config.vocab_size,
-            reference->model().graph.config.vocab_size),
+        fmt::format("{} and {} entries", model.config().vocab_size, reference->config().vocab_size),
         "compare checkpoints of the same model");
   }
+}
+
+std::vector<std::vector<std::int32_t>> cut_windows(
+    std::span<const std::int32_t> ids, const PerplexityOptions& options) {
+  std::vector<std::vector<std::int32_t>> windows;
+  const std::int64_t count = window_count(ids.size(), options);
+  for (std::int64_t w = 0; w < count; ++w) {
+    const auto first = ids.begin() + w * options.context;
+    std::vector<std::int32_t>& window = windows.emplace_back(first, first + options.context);
+    if (options.protocol == Protocol::kLlamaCpp && options.bos_id) {
+      window[0] = *options.bos_id;
+    }
+  }
+  return windows;
 }
 
 }  // namespace
@@ -225,6 +239,11 @@ Json divergence_json(const DivergenceResult& result) {
       {"tokens", result.tokens}};
 }
 
+std::int64_t window_count(std::size_t tokens, const PerplexityOptions& options) {
+  const std::int64_t windows = static_cast<std::int64_t>(tokens) / options.context;
+  return options.max_windows > 0 ? std::min(windows, options.max_windows) : windows;
+}
+
 TextResult evaluate_text(
     const Context& ctx,
     Decoder& model,
@@ -232,11 +251,29 @@ TextResult evaluate_text(
     std::span<const std::int32_t> ids,
     const PerplexityOptions& options,
     const EvalProgress& progress) {
-  check_options(ids.size(), options, model, reference);
-  std::int64_t windows = static_cast<std::int64_t>(ids.size()) / options.context;
-  if (options.max_windows > 0) {
-    windows = std::min(windows, options.max_windows);
+  ResidentModel resident(model);
+  std::optional<ResidentModel> resident_reference;
+  if (reference != nullptr) {
+    resident_reference.emplace(*reference);
   }
+  return evaluate_text(
+      ctx, resident, reference != nullptr ? &*resident_reference : nullptr, ids, options, progress);
+}
+
+TextResult evaluate_text(
+    const Context& ctx,
+    EvalModel& model,
+    EvalModel* reference,
+    std::span<const std::int32_t> ids,
+    const PerplexityOptions& options,
+    const EvalProgress& progress) {
+  check_options(ids.size(), options, model, reference);
+  const std::vector<std::vector<std::int32_t>> windows = cut_windows(ids, options);
+  model.begin(windows);
+  if (reference != nullptr) {
+    reference->begin(windows);
+  }
+  const auto count = static_cast<std::int64_t>(windows.size());
   const Counted counted = counted_positions(options);
   const auto predictions = [&](const std::vector<double>& values) {
     return std::span(values).subspan(
@@ -247,20 +284,16 @@ TextResult evaluate_text(
   Average reference_nll;
   Average kl;
   std::int64_t same_top = 0;
-  std::vector<std::int32_t> window(static_cast<std::size_t>(options.context));
-  for (std::int64_t w = 0; w < windows; ++w) {
+  for (std::int64_t w = 0; w < count; ++w) {
     if (ctx.interrupted()) {
       throw InterruptedError(
           "evaluation interrupted",
           "",
-          fmt::format("{} of {} windows done", w, windows),
+          fmt::format("{} of {} windows done", w, count),
           "run the same command again");
     }
-    std::copy_n(ids.begin() + w * options.context, options.context, window.begin());
-    if (options.protocol == Protocol::kLlamaCpp && options.bos_id) {
-      window[0] = *options.bos_id;
-    }
-    const WindowScores scores = score_window(ctx, model, reference, window);
+    const WindowScores scores =
+        score_window(ctx, model, reference, w, windows[static_cast<std::size_t>(w)]);
     check_finite(scores, w);
     nll.add(predictions(scores.nll));
     if (reference != nullptr) {
@@ -274,7 +307,7 @@ TextResult evaluate_text(
           std::int64_t{0});
     }
     if (progress) {
-      progress(w + 1, windows);
+      progress(w + 1, count);
     }
   }
   TextResult result;

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "base/json.h"
-#include "nn/decoder.h"
+#include "eval/eval_model.h"
 
 #include <cstdint>
 #include <functional>
@@ -65,9 +65,20 @@ struct TextResult {
 // Called after each window with (windows done, windows in all).
 using EvalProgress = std::function<void(std::int64_t done, std::int64_t total)>;
 
-// Scores the tokens of one text. With `reference`, both models see each window one after the other
-// and only tiles of logits are ever held. Throws UsageError when the text is shorter than one
-// window, InterruptedError when ctx says so.
+// Windows of the text with this many tokens.
+[[nodiscard]] std::int64_t window_count(std::size_t tokens, const PerplexityOptions& options);
+
+// Scores the tokens of one text. With `reference`, both models see each window and only tiles of
+// logits are ever held. Throws UsageError when the text is shorter than one window,
+// InterruptedError when ctx says so.
+[[nodiscard]] TextResult evaluate_text(
+    const Context& ctx,
+    EvalModel& model,
+    EvalModel* reference,
+    std::span<const std::int32_t> ids,
+    const PerplexityOptions& options,
+    const EvalProgress& progress);
+// Of loaded models.
 [[nodiscard]] TextResult evaluate_text(
     const Context& ctx,
     Decoder& model,

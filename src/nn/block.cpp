@@ -119,6 +119,37 @@ void apply_site(
   }
 }
 
+void forward_to_site(
+    const Context& ctx,
+    Workspace& workspace,
+    const ModelConfig& config,
+    const Block& block,
+    const BlockWeights& weights,
+    int last,
+    std::int64_t rows,
+    LayerCache& cache,
+    float* x,
+    std::vector<float>& X) {
+  std::vector<float> carried;
+  for (int site = 0; site < static_cast<int>(block.sites.size()); ++site) {
+    if (site_reads_residual(site)) {
+      X.resize(static_cast<std::size_t>(rows * block.sites[static_cast<std::size_t>(site)].width));
+      site_input(ctx, config, weights, site, x, rows, X.data());
+    } else {
+      std::swap(X, carried);
+    }
+    if (site == last) {
+      return;
+    }
+    if (static_cast<std::size_t>(site) + 1 < block.sites.size()) {
+      carried.resize(
+          static_cast<std::size_t>(rows * block.sites[static_cast<std::size_t>(site) + 1].width));
+    }
+    apply_site(
+        ctx, workspace, config, block, weights, site, X.data(), rows, cache, x, carried.data());
+  }
+}
+
 void block_forward(
     const Context& ctx,
     Workspace& workspace,
@@ -129,21 +160,17 @@ void block_forward(
     LayerCache& cache,
     float* x) {
   std::vector<float> X;
-  std::vector<float> carried;
-  for (int site = 0; site < static_cast<int>(block.sites.size()); ++site) {
-    if (site_reads_residual(site)) {
-      X.resize(static_cast<std::size_t>(rows * block.sites[static_cast<std::size_t>(site)].width));
-      site_input(ctx, config, weights, site, x, rows, X.data());
-    } else {
-      std::swap(X, carried);
-    }
-    if (static_cast<std::size_t>(site) + 1 < block.sites.size()) {
-      carried.resize(
-          static_cast<std::size_t>(rows * block.sites[static_cast<std::size_t>(site) + 1].width));
-    }
-    apply_site(
-        ctx, workspace, config, block, weights, site, X.data(), rows, cache, x, carried.data());
-  }
+  forward_to_site(
+      ctx,
+      workspace,
+      config,
+      block,
+      weights,
+      static_cast<int>(block.sites.size()),
+      rows,
+      cache,
+      x,
+      X);
 }
 
 }  // namespace quern

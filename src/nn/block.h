@@ -59,6 +59,20 @@ void mlp_hidden(
     float* up,
     float* hidden);
 
+// The block as far as X [rows, width] of site `last`, which is only made: x in place, new keys and
+// values appended to `cache`. `last` beyond the sites: all of it, X is scratch.
+void forward_to_site(
+    const Context& ctx,
+    Workspace& workspace,
+    const ModelConfig& config,
+    const Block& block,
+    const BlockWeights& weights,
+    int last,
+    std::int64_t rows,
+    LayerCache& cache,
+    float* x,
+    std::vector<float>& X);
+
 // The whole block: x [rows, hidden] in place, new keys and values appended to `cache`.
 void block_forward(
     const Context& ctx,

@@ -43,7 +43,7 @@ std::vector<float> embed_tokens(
   return x;
 }
 
-void Decoder::final_norm(std::vector<float>& x) const {
+void Decoder::final_norm(std::span<float> x) const {
   const std::int64_t width = model_.graph.config.hidden_size;
   const auto rows = static_cast<std::int64_t>(x.size()) / width;
   ctx_.pool.for_chunks(rows, 64, [&](std::int64_t begin, std::int64_t end, int) {

@@ -48,11 +48,12 @@ class Decoder {
     return logit_rows_per_chunk(model_.graph.config.vocab_size);
   }
 
+  // The norm after the last block, over the rows of x [rows, hidden] in place.
+  void final_norm(std::span<float> x) const;
+
   [[nodiscard]] const Model& model() const { return model_; }
 
  private:
-  void final_norm(std::vector<float>& x) const;
-
   const Context& ctx_;
   const Model& model_;
   Workspace workspace_;

@@ -160,6 +160,10 @@ void linear_forward(
       });
 }
 
+std::int64_t linear_tile_floats(std::int64_t in_features) {
+  return kWeightRows * in_features;
+}
+
 std::int64_t linear_stripe_floats(std::int64_t in_features) {
   return kStripeRows * in_features;
 }

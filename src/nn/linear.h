@@ -16,6 +16,9 @@ void linear_forward(
     std::int64_t rows,
     float* y);
 
+// Floats of workspace that it takes for each worker when weights are not floats.
+[[nodiscard]] std::int64_t linear_tile_floats(std::int64_t in_features);
+
 // Row `row` of W as floats: a pointer into the file for F32, else `buffer` [in], filled. `scratch`
 // [in].
 [[nodiscard]] const float* weight_row(

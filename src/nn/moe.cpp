@@ -67,9 +67,14 @@ Routing route_rows(
     const float* X,
     std::int64_t rows,
     float* probabilities) {
-  const LinearWeights& router = weights.linears[static_cast<std::size_t>(mixture.router)];
   std::vector<float> scores(static_cast<std::size_t>(rows * mixture.experts));
-  linear_forward(ctx, workspace, router, X, rows, scores.data());
+  linear_forward(
+      ctx,
+      workspace,
+      weights.linears[static_cast<std::size_t>(mixture.router)],
+      X,
+      rows,
+      scores.data());
   return route(mixture, scores.data(), rows, probabilities);
 }
 
@@ -89,6 +94,40 @@ std::vector<float> expert_output(
   return y;
 }
 
+void add_expert(
+    const Context& ctx,
+    Workspace& workspace,
+    const Mixture& mixture,
+    const BlockWeights& weights,
+    int expert,
+    const Routing& routing,
+    const float* X,
+    float* x) {
+  if (!routing.takes(expert)) {
+    return;
+  }
+  const auto begin = static_cast<std::size_t>(routing.begin[static_cast<std::size_t>(expert)]);
+  const auto end = static_cast<std::size_t>(routing.begin[static_cast<std::size_t>(expert) + 1]);
+  const int first = mixture.expert(expert);
+  const std::int64_t hidden = weights.linears[static_cast<std::size_t>(first)].in_features;
+  std::vector<float> gathered((end - begin) * static_cast<std::size_t>(hidden));
+  for (std::size_t i = begin; i < end; ++i) {
+    std::copy_n(
+        X + routing.rows[i] * hidden,
+        hidden,
+        gathered.data() + (i - begin) * static_cast<std::size_t>(hidden));
+  }
+  const std::vector<float> y = expert_output(
+      ctx, workspace, weights, first, gathered.data(), static_cast<std::int64_t>(end - begin));
+  for (std::size_t i = begin; i < end; ++i) {
+    ctx.kernels.axpy_f32(
+        routing.weights[i],
+        y.data() + (i - begin) * static_cast<std::size_t>(hidden),
+        x + routing.rows[i] * hidden,
+        hidden);
+  }
+}
+
 void add_shared_expert(
     const Context& ctx,
     Workspace& workspace,
@@ -102,13 +141,13 @@ void add_shared_expert(
   }
   std::vector<float> share(static_cast<std::size_t>(rows));
   const LinearWeights& gate = weights.linears[static_cast<std::size_t>(mixture.shared_gate)];
+  const std::int64_t hidden = gate.in_features;
   linear_forward(ctx, workspace, gate, X, rows, share.data());
   const std::vector<float> y =
       expert_output(ctx, workspace, weights, mixture.shared_expert, X, rows);
   for (std::int64_t row = 0; row < rows; ++row) {
     const float sigmoid = 1.0F / (1.0F + std::exp(-share[static_cast<std::size_t>(row)]));
-    ctx.kernels.axpy_f32(
-        sigmoid, y.data() + row * gate.in_features, x + row * gate.in_features, gate.in_features);
+    ctx.kernels.axpy_f32(sigmoid, y.data() + row * hidden, x + row * hidden, hidden);
   }
 }
 
@@ -120,36 +159,9 @@ void mixture_forward(
     const float* X,
     std::int64_t rows,
     float* x) {
-  const std::int64_t hidden = weights.linears[static_cast<std::size_t>(mixture.router)].in_features;
   const Routing routing = route_rows(ctx, workspace, mixture, weights, X, rows);
-  std::vector<float> gathered;
   for (int expert = 0; expert < mixture.experts; ++expert) {
-    const auto begin = static_cast<std::size_t>(routing.begin[static_cast<std::size_t>(expert)]);
-    const auto end = static_cast<std::size_t>(routing.begin[static_cast<std::size_t>(expert) + 1]);
-    if (begin == end) {
-      continue;
-    }
-    gathered.resize((end - begin) * static_cast<std::size_t>(hidden));
-    for (std::size_t i = begin; i < end; ++i) {
-      std::copy_n(
-          X + routing.rows[i] * hidden,
-          hidden,
-          gathered.data() + (i - begin) * static_cast<std::size_t>(hidden));
-    }
-    const std::vector<float> y = expert_output(
-        ctx,
-        workspace,
-        weights,
-        mixture.expert(expert),
-        gathered.data(),
-        static_cast<std::int64_t>(end - begin));
-    for (std::size_t i = begin; i < end; ++i) {
-      ctx.kernels.axpy_f32(
-          routing.weights[i],
-          y.data() + (i - begin) * static_cast<std::size_t>(hidden),
-          x + routing.rows[i] * hidden,
-          hidden);
-    }
+    add_expert(ctx, workspace, mixture, weights, expert, routing, X, x);
   }
   add_shared_expert(ctx, workspace, mixture, weights, X, rows, x);
 }

@@ -14,6 +14,10 @@ struct Routing {
   std::vector<std::int64_t> begin;  // [experts + 1] where the entries of an expert begin
   std::vector<std::int64_t> rows;  // [rows * experts_per_token]
   std::vector<float> weights;  // what an expert's output is multiplied by
+
+  [[nodiscard]] bool takes(int expert) const {
+    return begin[static_cast<std::size_t>(expert)] < begin[static_cast<std::size_t>(expert) + 1];
+  }
 };
 
 // The experts with the largest probabilities, softmax over all of `scores` [rows, experts]; the
@@ -21,7 +25,10 @@ struct Routing {
 [[nodiscard]] Routing route(
     const Mixture& mixture, const float* scores, std::int64_t rows, float* probabilities = nullptr);
 
-// The same from the rows X [rows, hidden] that enter the mixture.
+// The parts of mixture_forward, for callers that take experts one after the other: where the rows
+// of X [rows, hidden] go; y [rows, hidden] of the expert whose gate_proj is linear `first`;
+// x [rows, hidden] += what one expert makes of the rows that it takes, and += what the shared
+// expert, if there is one, makes of all.
 [[nodiscard]] Routing route_rows(
     const Context& ctx,
     Workspace& workspace,
@@ -30,8 +37,6 @@ struct Routing {
     const float* X,
     std::int64_t rows,
     float* probabilities = nullptr);
-
-// y [rows, hidden] = the output of the expert whose gate_proj is linear `first`, for X.
 [[nodiscard]] std::vector<float> expert_output(
     const Context& ctx,
     Workspace& workspace,
@@ -39,8 +44,15 @@ struct Routing {
     int first,
     const float* X,
     std::int64_t rows);
-
-// x [rows, hidden] += the gated output of the expert that every token takes, if there is one.
+void add_expert(
+    const Context& ctx,
+    Workspace& workspace,
+    const Mixture& mixture,
+    const BlockWeights& weights,
+    int expert,
+    const Routing& routing,
+    const float* X,
+    float* x);
 void add_shared_expert(
     const Context& ctx,
     Workspace& workspace,

@@ -2,8 +2,10 @@
 #include "nn/weights.h"
 
 #include "base/error.h"
+#include "base/mapped_file.h"
 
 #include <cmath>
+#include <map>
 #include <utility>
 
 namespace quern {
@@ -25,6 +27,40 @@ DeltaWeights load_delta(const DeltaNet& delta, const Checkpoint& checkpoint) {
   weights.decay_bias = to_float(*store.find(delta.decay_bias));
   weights.norm = load_norm(delta.norm, checkpoint);
   return weights;
+}
+
+bool is_expert(const Block& block, std::size_t linear) {
+  if (!block.mixture) {
+    return false;
+  }
+  const auto index = static_cast<int>(linear);
+  return index >= block.mixture->expert(0) && index < block.mixture->expert(block.mixture->experts);
+}
+
+// Whatever the format calls the parts of a module.
+template <class Function>
+void for_stored_tensors(
+    const Linear& linear, const Checkpoint& checkpoint, const Function& function) {
+  const std::string prefix = linear.module + ".";
+  const std::map<std::string, TensorView>& tensors = checkpoint.tensors().tensors();
+  for (auto at = tensors.lower_bound(prefix); at != tensors.end() && at->first.starts_with(prefix);
+       ++at) {
+    function(at->second);
+  }
+}
+
+// What a block has besides its linears.
+std::vector<std::string> vector_names(const Block& block) {
+  std::vector<std::string> names = {block.attention_norm.tensor, block.mlp_norm.tensor};
+  if (block.has_qk_norm) {
+    names.insert(names.end(), {block.q_norm.tensor, block.k_norm.tensor});
+  }
+  if (block.delta_net) {
+    const DeltaNet& delta = *block.delta_net;
+    names.insert(
+        names.end(), {delta.convolution, delta.log_decay, delta.decay_bias, delta.norm.tensor});
+  }
+  return names;
 }
 
 }  // namespace
@@ -67,10 +103,12 @@ LinearWeights load_linear_weights(const Linear& linear, const Checkpoint& checkp
   return weights;
 }
 
-BlockWeights load_block_weights(const Block& block, const Checkpoint& checkpoint) {
+BlockWeights load_block_weights(const Block& block, const Checkpoint& checkpoint, bool experts) {
   BlockWeights weights;
-  for (const Linear& linear : block.linears) {
-    weights.linears.push_back(load_linear_weights(linear, checkpoint));
+  for (std::size_t i = 0; i < block.linears.size(); ++i) {
+    const bool loaded = experts || !is_expert(block, i);
+    weights.linears.push_back(
+        loaded ? load_linear_weights(block.linears[i], checkpoint) : LinearWeights());
   }
   weights.attention_norm = load_norm(block.attention_norm, checkpoint);
   weights.mlp_norm = load_norm(block.mlp_norm, checkpoint);
@@ -84,16 +122,30 @@ BlockWeights load_block_weights(const Block& block, const Checkpoint& checkpoint
   return weights;
 }
 
-void release_linear_weights(const LinearWeights& weights, const Checkpoint& checkpoint) {
-  // Also of linears that were rounded since: their original is what was mapped.
-  if (!weights.dense.bytes.empty() && weights.aligned_copy == nullptr) {
-    checkpoint.tensors().release(weights.dense);
+void release_linear_weights(const Linear& linear, const Checkpoint& checkpoint) {
+  for_stored_tensors(
+      linear, checkpoint, [&](const TensorView& view) { checkpoint.tensors().release(view); });
+}
+
+void release_block_weights(const Block& block, const Checkpoint& checkpoint) {
+  for (const Linear& linear : block.linears) {
+    release_linear_weights(linear, checkpoint);
+  }
+  for (const std::string& name : vector_names(block)) {
+    checkpoint.tensors().release(*checkpoint.tensors().find(name));
   }
 }
 
-void release_block_weights(const BlockWeights& weights, const Checkpoint& checkpoint) {
-  for (const LinearWeights& linear : weights.linears) {
-    release_linear_weights(linear, checkpoint);
+void prefetch_linear_weights(const Linear& linear, const Checkpoint& checkpoint) {
+  for_stored_tensors(
+      linear, checkpoint, [](const TensorView& view) { prefetch_mapped(view.bytes); });
+}
+
+void prefetch_block_weights(const Block& block, const Checkpoint& checkpoint, bool experts) {
+  for (std::size_t i = 0; i < block.linears.size(); ++i) {
+    if (experts || !is_expert(block, i)) {
+      prefetch_linear_weights(block.linears[i], checkpoint);
+    }
   }
 }
 

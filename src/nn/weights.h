@@ -44,14 +44,19 @@ struct BlockWeights {
 void align_dense(LinearWeights& weights);
 
 [[nodiscard]] LinearWeights load_linear_weights(const Linear& linear, const Checkpoint& checkpoint);
-[[nodiscard]] BlockWeights load_block_weights(const Block& block, const Checkpoint& checkpoint);
+// Without `experts`, those of a mixture stay empty, to be loaded one after the other.
+[[nodiscard]] BlockWeights load_block_weights(
+    const Block& block, const Checkpoint& checkpoint, bool experts = true);
 
 // The gain: what the tensor holds, plus 1 where that is centred on zero.
 [[nodiscard]] std::vector<float> load_norm(const Norm& norm, const Checkpoint& checkpoint);
 
-// Gives the mapped pages of dense weights back to the system.
-void release_linear_weights(const LinearWeights& weights, const Checkpoint& checkpoint);
-void release_block_weights(const BlockWeights& weights, const Checkpoint& checkpoint);
+// Give the mapped pages of everything that is stored for a linear or block back to the system.
+void release_linear_weights(const Linear& linear, const Checkpoint& checkpoint);
+void release_block_weights(const Block& block, const Checkpoint& checkpoint);
+// Ask for them to be read ahead.
+void prefetch_linear_weights(const Linear& linear, const Checkpoint& checkpoint);
+void prefetch_block_weights(const Block& block, const Checkpoint& checkpoint, bool experts = true);
 
 // A model opened for running: graph, checkpoint and every weight (dense ones mapped).
 struct Model {

@@ -2,10 +2,9 @@
 #include "pipeline/additivity.h"
 
 #include "base/error.h"
-#include "calib/activation_store.h"
 #include "eval/divergence.h"
 #include "kernels/kernels.h"
-#include "nn/block.h"
+#include "nn/block_stream.h"
 #include "nn/decoder.h"
 #include "plan/sensitivity.h"
 #include "quant/rtn.h"
@@ -48,7 +47,7 @@ std::vector<ActivationStore> embedded_streams(
       stream.write(static_cast<std::int64_t>(i), x.data());
     }
   }
-  release_linear_weights(table, checkpoint);
+  release_linear_weights(graph.embedding, checkpoint);
   return streams;
 }
 
@@ -71,18 +70,13 @@ void advance(
     const Block& block,
     const BlockWeights& weights,
     ActivationStore& stream) {
-  std::vector<float> x;
-  for (std::int64_t i = 0; i < stream.count(); ++i) {
-    if (ctx.interrupted()) {
-      throw InterruptedError(
-          "interrupted", "", "a plan is made in one go, nothing is saved", "run it again");
-    }
-    x.resize(static_cast<std::size_t>(stream.rows(i) * stream.width()));
-    stream.read(i, x.data());
-    LayerCache cache;
-    block_forward(ctx, workspace, graph.config, block, weights, stream.rows(i), cache, x.data());
-    stream.write(i, x.data());
-  }
+  advance_sequences(
+      ctx, workspace, graph.config, block, weights, stream, stream, [&](std::int64_t) {
+        if (ctx.interrupted()) {
+          throw InterruptedError(
+              "interrupted", "", "a plan is made in one go, nothing is saved", "run it again");
+        }
+      });
 }
 
 // Final norm and head, of which the variants have the same.
@@ -91,14 +85,14 @@ class Readout {
   Readout(const Context& ctx, const ModelGraph& graph, const Checkpoint& checkpoint) : ctx_(ctx) {
     model_.graph = graph;
     model_.final_norm = load_norm(graph.final_norm, checkpoint);
-    model_.head = load_linear_weights(graph.head_tied ? graph.embedding : graph.head, checkpoint);
+    model_.head = load_linear_weights(graph.head, checkpoint);
     decoder_.emplace(ctx, model_);
   }
 
   // Sum over the rows of KL(reference || variant), from the residual streams after the last block.
   double divergence(std::vector<float> reference, std::vector<float> variant) {
-    normalise(reference);
-    normalise(variant);
+    decoder_->final_norm(reference);
+    decoder_->final_norm(variant);
     const std::int64_t vocab = model_.graph.config.vocab_size;
     const std::int64_t width = model_.graph.config.hidden_size;
     const auto rows = static_cast<std::int64_t>(variant.size()) / width;
@@ -137,18 +131,6 @@ class Readout {
   }
 
  private:
-  void normalise(std::vector<float>& x) const {
-    const auto width = static_cast<std::size_t>(model_.graph.config.hidden_size);
-    for (std::size_t at = 0; at < x.size(); at += width) {
-      ctx_.kernels.rms_norm(
-          x.data() + at,
-          model_.final_norm.data(),
-          model_.graph.config.norm_eps,
-          x.data() + at,
-          static_cast<std::int64_t>(width));
-    }
-  }
-
   const Context& ctx_;
   Model model_;  // without blocks
   std::optional<Decoder> decoder_;
@@ -205,7 +187,7 @@ std::vector<double> measure_variants(
       advance(ctx, workspace, graph, block, weights, streams[static_cast<std::size_t>(v) + 1]);
       progress(work);
     }
-    release_block_weights(original, checkpoint);
+    release_block_weights(block, checkpoint);
   }
   Readout readout(ctx, graph, checkpoint);
   std::vector<double> means;

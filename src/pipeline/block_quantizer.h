@@ -2,7 +2,7 @@
 #pragma once
 
 #include "base/json.h"
-#include "calib/activation_store.h"
+#include "nn/activation_store.h"
 #include "format/imatrix.h"
 #include "nn/block.h"
 #include "pipeline/parts.h"

@@ -537,7 +537,7 @@ class Scorer {
     const LinearEvidence evidence{
         rows_of(weights), &gradients.guided.front(), gradients.delta_square, table.options};
     add_losses(score_linear(ctx_, evidence, {}, method_options_).losses, table);
-    release_linear_weights(weights, *run_.source);
+    release_linear_weights(head, *run_.source);
   }
 
   // As inputs; a table that is the head too loses both.
@@ -552,7 +552,7 @@ class Scorer {
         score_lookup(
             ctx_, rows_of(weights), table.out_features, squares, table.options, method_options_),
         table);
-    release_linear_weights(weights, *run_.source);
+    release_linear_weights(run_.graph.embedding, *run_.source);
   }
 
   static void add_losses(const std::vector<double>& losses, PlannedLinear& linear) {
@@ -594,7 +594,7 @@ class Scorer {
         scores.emplace(linear.name, std::move(found[k]));
       }
     }
-    release_block_weights(weights, *run_.source);
+    release_block_weights(block, *run_.source);
   }
 
   const Context& ctx_;

@@ -318,7 +318,7 @@ PartTimes quantize_blocks(
     } else {
       quantizer.run_data_free(block, weights, imatrix ? &*imatrix : nullptr, parts, progress);
     }
-    release_block_weights(weights, *run.source);
+    release_block_weights(block, *run.source);
   }
   if (head_left) {
     state.save(

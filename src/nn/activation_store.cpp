@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "calib/activation_store.h"
+#include "nn/activation_store.h"
 
 #include "base/error.h"
 
@@ -21,7 +21,7 @@ namespace {
       "cannot spill activations to disk",
       "",
       std::error_code(code, std::generic_category()).message(),
-      "free disk space, choose another --work-dir, or use fewer --samples");
+      "free disk space, choose another --work-dir, or use fewer or shorter sequences");
 }
 
 }  // namespace
@@ -93,7 +93,26 @@ void ActivationStore::read(std::int64_t index, float* values) const {
   to_float({dtype_, {rows(index), width_}, bytes}, target);
 }
 
+float* ActivationStore::in_place(std::int64_t index) {
+  if (descriptor_ >= 0 || dtype_ != DType::kF32) {
+    return nullptr;
+  }
+  return reinterpret_cast<float*>(memory_.data() + offsets_[static_cast<std::size_t>(index)]);
+}
+
+float* ActivationStore::values(std::int64_t index, std::vector<float>& buffer) {
+  if (float* place = in_place(index); place != nullptr) {
+    return place;
+  }
+  buffer.resize(size(index));
+  read(index, buffer.data());
+  return buffer.data();
+}
+
 void ActivationStore::write(std::int64_t index, const float* values) {
+  if (values == in_place(index)) {
+    return;
+  }
   const std::span<const float> source(values, size(index));
   if (dtype_ == DType::kF32) {
     write_bytes(index, std::as_bytes(source));

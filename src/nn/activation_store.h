@@ -11,9 +11,9 @@
 
 namespace quern {
 
-// Activations of all calibration sequences at one point of a block: `count` matrices of [rows,
-// width] values, in memory or, when the budget does not allow it, in an unnamed file. They are kept
-// as floats, or rounded to BF16 in half the room.
+// Activations of many sequences at one point of a model: `count` matrices of [rows, width] values,
+// in memory or, when the budget does not allow it, in an unnamed file. They are kept as floats, or
+// rounded to BF16 in half the room.
 class ActivationStore {
  public:
   // `spill_directory` empty: in memory. `dtype` is F32 or BF16. Throws ResourceError when the disk
@@ -41,11 +41,16 @@ class ActivationStore {
   // zeros.
   void read(std::int64_t index, float* values) const;
   void write(std::int64_t index, const float* values);
+  // The same to work on: where it stands when it is floats in memory, else read into `buffer`,
+  // which grows to it. What was changed counts after write() with the same pointer.
+  [[nodiscard]] float* values(std::int64_t index, std::vector<float>& buffer);
 
   [[nodiscard]] static std::uint64_t bytes(
       std::int64_t width, const std::vector<std::int64_t>& rows, DType dtype = DType::kF32);
 
  private:
+  // Null when it is not floats in memory.
+  [[nodiscard]] float* in_place(std::int64_t index);
   [[nodiscard]] std::size_t size(std::int64_t index) const {
     return static_cast<std::size_t>(rows(index) * width_);
   }
