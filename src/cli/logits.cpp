@@ -4,12 +4,14 @@
 #include "cli/verb.h"
 #include "format/checkpoint.h"
 #include "format/safetensors_writer.h"
-#include "nn/decoder.h"
+#include "nn/mtp.h"
 #include "pipeline/calibration_input.h"
 
 #include <fmt/format.h>
 
 #include <memory>
+#include <optional>
+#include <utility>
 
 namespace quern {
 namespace {
@@ -19,6 +21,7 @@ struct LogitsArguments {
   std::string ids;
   std::string output;
   bool hidden = false;
+  bool mtp = false;
 };
 
 std::vector<std::vector<std::int32_t>> read_ids(const std::filesystem::path& path) {
@@ -58,6 +61,10 @@ int run_logits(Session& session, const LogitsArguments& arguments) {
   const auto rows = read_ids(arguments.ids);
   const Model model = load_model(open_checkpoint(resolve_model(arguments.model)));
   const ModelConfig& config = model.graph.config;
+  std::optional<Drafter> drafter;
+  if (arguments.mtp) {
+    drafter.emplace(ctx, model);
+  }
   std::vector<TensorDeclaration> declarations;
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const auto length = static_cast<std::int64_t>(rows[i].size());
@@ -66,6 +73,10 @@ int run_logits(Session& session, const LogitsArguments& arguments) {
       declarations.push_back(
           {fmt::format("hidden.{}.{}", i, layer), DType::kF32, {length, config.hidden_size}});
     }
+    if (arguments.mtp && length > 1) {
+      declarations.push_back(
+          {fmt::format("draft_logits.{}", i), DType::kF32, {length - 1, config.vocab_size}});
+    }
   }
   SafetensorsOptions options;
   options.max_file_bytes = UINT64_MAX;
@@ -73,6 +84,15 @@ int run_logits(Session& session, const LogitsArguments& arguments) {
   AtomicFile file(arguments.output);
   file.write(layout.files.front().header);
   Decoder decoder(ctx, model);
+  const auto put_logits = [&](const std::string& name, std::span<const float> hidden) {
+    std::uint64_t offset = layout.slots.at(name).offset;
+    decoder.for_logits(hidden, [&](std::int64_t, std::int64_t n, const float* logits) {
+      const std::span values(logits, static_cast<std::size_t>(n * config.vocab_size));
+      file.write_at(offset, std::as_bytes(values));
+      offset += values.size_bytes();
+    });
+  };
+  Json ties = Json::array();
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const auto put_hidden = [&](std::int64_t layer, std::span<const float> x) {
       file.write_at(
@@ -91,20 +111,28 @@ int run_logits(Session& session, const LogitsArguments& arguments) {
     if (arguments.hidden) {
       put_hidden(config.layers, hidden);
     }
-    const std::uint64_t offset = layout.slots.at(fmt::format("logits.{}", i)).offset;
-    decoder.for_logits(hidden, [&](std::int64_t begin, std::int64_t n, const float* logits) {
-      const auto count = static_cast<std::size_t>(n * config.vocab_size);
-      file.write_at(
-          offset + static_cast<std::uint64_t>(begin * config.vocab_size) * sizeof(float),
-          std::as_bytes(std::span(logits, count)));
-    });
+    put_logits(fmt::format("logits.{}", i), hidden);
+    for (const RouterTie& tie : decoder.router_ties()) {
+      ties.push_back({{"row", i}, {"position", tie.position}, {"layer", tie.layer}});
+    }
+    if (arguments.mtp && rows[i].size() > 1) {
+      LayerCache cache;
+      const std::vector<float> drafts = drafter->forward(
+          std::span(hidden).first(hidden.size() - static_cast<std::size_t>(config.hidden_size)),
+          std::span(rows[i]).subspan(1),
+          cache);
+      put_logits(fmt::format("draft_logits.{}", i), drafts);
+      for (const std::int64_t position : cache.router_ties) {
+        ties.push_back({{"row", i}, {"position", position}, {"layer", config.layers}});
+      }
+    }
   }
   file.commit();
   session.print_json(
       {{"schema", "quern.logits/1"},
        {"output", arguments.output},
        {"rows", rows.size()},
-       {"router_ties", Json::array()}});
+       {"router_ties", std::move(ties)}});
   ctx.log.info(fmt::format("{}: logits of {} rows", arguments.output, rows.size()));
   return 0;
 }
@@ -123,6 +151,12 @@ std::function<int(Session&)> configure_logits(CLI::App& app) {
          "-o,--output", arguments->output, "file to write: logits.0 … float32 [length, vocab]")
       ->required();
   app.add_flag("--hidden", arguments->hidden, "also the residual stream hidden.i.j before layer j");
+  app.add_flag(
+      "--mtp",
+      arguments->mtp,
+      "also the draft layer's draft_logits.i [length - 1, vocab]: row t sees tokens 0 to t + 1, "
+      "for "
+      "token t + 2");
   add_footer(app, "  quern logits ./model --ids ids.json -o logits.safetensors\n");
   return [arguments](Session& session) { return run_logits(session, *arguments); };
 }

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <numeric>
 #include <span>
+#include <utility>
 
 namespace quern {
 namespace {
@@ -39,6 +40,7 @@ Routing route(
   std::vector<std::vector<std::pair<std::int64_t, float>>> by_expert(experts);
   std::vector<float> p(experts);
   std::vector<std::size_t> order(experts);
+  Routing routing;
   for (std::int64_t row = 0; row < rows; ++row) {
     const std::span<const float> s(scores + row * mixture.experts, experts);
     const float largest = *std::max_element(s.begin(), s.end());
@@ -54,11 +56,15 @@ Routing route(
       std::copy(p.begin(), p.end(), probabilities + row * mixture.experts);
     }
     std::iota(order.begin(), order.end(), std::size_t{0});
+    const std::size_t sorted = std::min(taken + 1, experts);
     std::partial_sort(
         order.begin(),
-        order.begin() + static_cast<std::ptrdiff_t>(taken),
+        order.begin() + static_cast<std::ptrdiff_t>(sorted),
         order.end(),
         [&](std::size_t a, std::size_t b) { return p[a] != p[b] ? p[a] > p[b] : a < b; });
+    if (taken < sorted && p[order[taken - 1]] - p[order[taken]] <= kRouterTie) {
+      routing.ties.push_back(row);
+    }
     float total = 0;
     for (std::size_t k = 0; k < taken; ++k) {
       total += p[order[k]];
@@ -68,7 +74,6 @@ Routing route(
       by_expert[order[k]].emplace_back(row, weight);
     }
   }
-  Routing routing;
   routing.begin.push_back(0);
   for (const auto& entries : by_expert) {
     for (const auto& [row, weight] : entries) {
@@ -80,7 +85,7 @@ Routing route(
   return routing;
 }
 
-void mixture_forward(
+std::vector<std::int64_t> mixture_forward(
     const Context& ctx,
     Workspace& workspace,
     const Mixture& mixture,
@@ -92,7 +97,7 @@ void mixture_forward(
   const std::int64_t hidden = router.in_features;
   std::vector<float> scores(static_cast<std::size_t>(rows * mixture.experts));
   linear_forward(ctx, workspace, router, X, rows, scores.data());
-  const Routing routing = route(mixture, scores.data(), rows);
+  Routing routing = route(mixture, scores.data(), rows);
   std::vector<float> gathered;
   for (int expert = 0; expert < mixture.experts; ++expert) {
     const auto begin = static_cast<std::size_t>(routing.begin[static_cast<std::size_t>(expert)]);
@@ -123,7 +128,7 @@ void mixture_forward(
     }
   }
   if (mixture.shared_expert < 0) {
-    return;
+    return std::move(routing.ties);
   }
   std::vector<float> share(static_cast<std::size_t>(rows));
   const LinearWeights& gate = weights.linears[static_cast<std::size_t>(mixture.shared_gate)];
@@ -134,6 +139,7 @@ void mixture_forward(
     const float sigmoid = 1.0F / (1.0F + std::exp(-share[static_cast<std::size_t>(row)]));
     ctx.kernels.axpy_f32(sigmoid, y.data() + row * hidden, x + row * hidden, hidden);
   }
+  return std::move(routing.ties);
 }
 
 }  // namespace quern
