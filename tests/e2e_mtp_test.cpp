@@ -138,8 +138,10 @@ TEST_F(MtpCommands, LogitsListsRouterTies) {
        "--json"});
   ASSERT_EQ(result.code, 0) << result.err;
   std::set<std::vector<int>> found;
-  for (const Json& tie : result.json()["router_ties"]) {
-    found.insert({tie.at("row"), tie.at("position"), tie.at("layer")});
+  const Json document = result.json();
+  for (const Json& tie : document["router_ties"]) {
+    found.insert(
+        {tie.at("row").get<int>(), tie.at("position").get<int>(), tie.at("layer").get<int>()});
   }
   // Layer 4 is the draft layer, after the model's four.
   const std::set<std::vector<int>> expected = {
@@ -204,7 +206,8 @@ TEST_F(MtpCommands, InspectSaysThatThereIsOne) {
   const RunResult result = run_quern({"inspect", model_.string(), "--json"});
   ASSERT_EQ(result.code, 0) << result.err;
   int seen = 0;
-  for (const Json& hazard : result.json()["hazards"]) {
+  const Json document = result.json();
+  for (const Json& hazard : document["hazards"]) {
     if (hazard["id"] == "mtp") {
       ++seen;
       EXPECT_EQ(hazard["facts"]["quern_runs_it"], true);
