@@ -11,6 +11,10 @@ Each directory holds a checkpoint in the layout of released models and
     golden/ids.json             lists of token ids
     golden/logits.safetensors   logits.i float32 [length, vocab] of list i, computed in float32 arithmetic with
                                 eager attention from the weights as they are stored
+    golden/mtp.safetensors      of models with a draft layer: draft_logits.i float32 [length - 1, vocab], row t of
+                                tokens 0 to t + 1 for token t + 2; chained_logits.i float32 [4, vocab], where each
+                                row takes the likeliest token of the one before (the first: the last of
+                                draft_logits.i) and its row in the place of a hidden state
 
 The model with a vision tower has images/ of every form that is decoded, and besides
 
@@ -19,6 +23,8 @@ The model with a vision tower has images/ of every form that is decoded, and bes
                                 and scaled.NAME, as transformers' image processor scales it with torchvision
 
 Needs torch, transformers, safetensors and Pillow; the committed files were made with the versions that
+transformers loads no draft layers of these families, but has a generic one (MtpLayer), which is run here with the
+family's own decoder layer. Needs torch, transformers and safetensors; the committed files were made with the versions that
 testdata/random-models/README.md names. Runs in seconds:
 
     scripts/make_random_models.py testdata/random-models
@@ -27,6 +33,7 @@ testdata/random-models/README.md names. Runs in seconds:
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import json
 import math
@@ -44,6 +51,7 @@ import safetensors.torch
 import torch
 import transformers
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+from transformers.modeling_layers import MtpLayer
 
 VOCAB = 307
 COMMON = {
@@ -75,6 +83,10 @@ HYBRID = {
 }
 
 
+# As in configurations of Qwen3.5; those of Qwen3-Next do not mention the draft layer.
+MTP = {"mtp_num_hidden_layers": 1, "mtp_use_dedicated_embeddings": False}
+CHAINED_DRAFTS = 4
+
 CHUNKS = (150, 19, 1)  # DeltaNet works on chunks of 64
 
 
@@ -90,6 +102,8 @@ class Model:
     max_shard_size: str = "1GB"
     lengths: tuple[int, ...] = (48, 19, 1)
     vision: dict[str, Any] | None = None
+    draft_layer: bool = False
+    fused_draft_experts: bool = False  # the other form than the experts of the other layers
 
 
 MODELS = (
@@ -231,20 +245,24 @@ MODELS = (
         },
         classic=False,
         lengths=CHUNKS,
+        draft_layer=True,
+        fused_draft_experts=True,
     ),
     Model(
         "qwen3.5",
         "qwen3_5_text",
         torch.bfloat16,
-        HYBRID | {"intermediate_size": 96, "tie_word_embeddings": True},
+        HYBRID | MTP | {"intermediate_size": 96, "tie_word_embeddings": True},
         classic=False,
         lengths=CHUNKS,
+        draft_layer=True,
     ),
     Model(
         "qwen3.5-moe",
         "qwen3_5_moe_text",
         torch.bfloat16,
         HYBRID
+        | MTP
         | {
             "moe_intermediate_size": 32,
             "shared_expert_intermediate_size": 48,
@@ -254,6 +272,7 @@ MODELS = (
         },
         classic=False,
         lengths=CHUNKS,
+        draft_layer=True,
     ),
     Model(
         "qwen3.5-vision",
@@ -503,6 +522,95 @@ def make_config(spec: Model) -> transformers.PretrainedConfig:
         video_token_id=END_TOKEN + 1,
         tie_word_embeddings=spec.config["tie_word_embeddings"],
     )
+class DraftLayer:
+    """The draft layer of a model: transformers' own, with the names that released checkpoints have."""
+
+    NAMES = {
+        "enorm": "pre_fc_norm_embedding",
+        "hnorm": "pre_fc_norm_hidden",
+        "eh_proj": "fc",
+        "mtp_block": "layers.0",
+        "post_norm": "norm",
+    }
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        config = copy.deepcopy(model.config)
+        config.layer_types = ["full_attention"]
+        config.mlp_only_layers = []
+        config._attn_implementation = "eager"
+        decoder = model.get_decoder()
+        self.model = model
+        self.layer = MtpLayer(config, type(decoder.layers[-1]), type(decoder.norm), 0)
+
+    def tensors(self, fused_experts: bool) -> dict[str, torch.Tensor]:
+        """The weights as a checkpoint stores them."""
+        out: dict[str, torch.Tensor] = {}
+        for name, values in self.layer.state_dict().items():
+            part, rest = name.split(".", 1)
+            name = f"mtp.{self.NAMES[part]}.{rest}"
+            if ".experts." not in name or fused_experts:
+                out[name] = values
+                continue
+            base, kind = name.rsplit(".", 1)
+            kinds = ("gate_proj", "up_proj") if kind == "gate_up_proj" else ("down_proj",)
+            for expert, matrices in enumerate(values):
+                for kind, matrix in zip(kinds, matrices.chunk(len(kinds))):
+                    out[f"{base}.{expert}.{kind}.weight"] = matrix.contiguous()
+        return out
+
+    @torch.no_grad()
+    def rows(self, hidden: torch.Tensor, following: torch.Tensor) -> torch.Tensor:
+        """Normed rows of the slots of `hidden` [1, n, width], whose tokens are followed by `following` [1, n]."""
+        count = following.shape[1]
+        positions = torch.arange(count)[None]
+        decoder = self.model.get_decoder()
+        return self.layer(
+            decoder.embed_tokens(following),
+            hidden,
+            position_embeddings=decoder.rotary_emb(hidden, positions),
+            attention_mask=torch.full((count, count), -math.inf).triu(1)[None, None],
+            position_ids=positions,
+            past_key_values=None,
+        )
+
+    @torch.no_grad()
+    def golden(self, ids: list[list[int]]) -> dict[str, torch.Tensor]:
+        """Draft logits, and those of drafts after drafts."""
+        out: dict[str, torch.Tensor] = {}
+        for i, text in enumerate(ids):
+            if len(text) < 2:
+                continue
+            tokens = torch.tensor([text])
+            hidden = self.model.get_decoder()(tokens).last_hidden_state[:, :-1]
+            following = tokens[:, 1:]
+            rows = self.rows(hidden, following)
+            out[f"draft_logits.{i}"] = self.model.lm_head(rows)[0].contiguous()
+            chained = [out[f"draft_logits.{i}"][-1]]
+            for _ in range(CHAINED_DRAFTS):
+                best = torch.topk(chained[-1], 2)
+                if best.values[0] - best.values[1] < 1e-2:
+                    raise SystemExit("error: two drafts are about as likely: take another seed")
+                hidden = torch.cat([hidden, rows[:, -1:]], 1)
+                following = torch.cat([following, best.indices[None, :1]], 1)
+                rows = self.rows(hidden, following)
+                chained.append(self.model.lm_head(rows)[0, -1])
+            out[f"chained_logits.{i}"] = torch.stack(chained[1:])
+        return out
+
+
+def add_draft_layer(spec: Model, directory: Path, ids: list[list[int]]) -> dict[str, torch.Tensor]:
+    """Add a random draft layer to the stored model; its golden logits."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, attn_implementation="eager"
+    )
+    draft = DraftLayer(model)
+    randomise(draft.layer, spec.dtype, torch.Generator().manual_seed(zlib.crc32(spec.name.encode()) + 1))
+    path = directory / "model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    tensors |= draft.tensors(spec.fused_draft_experts)
+    safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+    draft.layer.float()
+    return draft.golden(ids)
 
 
 def make_model(spec: Model, directory: Path) -> None:
@@ -527,6 +635,8 @@ def make_model(spec: Model, directory: Path) -> None:
     golden.mkdir(exist_ok=True)
     (golden / "ids.json").write_text(json.dumps(ids) + "\n")
     safetensors.torch.save_file(logits, golden / "logits.safetensors")
+    if spec.draft_layer:
+        safetensors.torch.save_file(add_draft_layer(spec, directory, ids), golden / "mtp.safetensors")
 
 
 def require_change(name: str, feature: str, other: torch.Tensor, logits: torch.Tensor) -> None:

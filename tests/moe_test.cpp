@@ -44,6 +44,16 @@ TEST(Route, TakesTheLargestAndSortsByExpert) {
   EXPECT_FLOAT_EQ(normal.weights[0], 0.5F);
 }
 
+TEST(Route, NamesTheRowsWhereRoundingDecides) {
+  // Apart; the two left out equal; the last taken and the first left out equal; these again, at a
+  // probability of 0.21, 4e-7 and 1.7e-6 apart.
+  const std::vector<float> scores = {0, 2, 1, -1, /**/ 3, 2,   0,      0, /**/ 3, 1,
+                                     1, 0, 1, 0,  2e-6F,  -20, /**/ 1, 0, 8e-6F,  -20};
+  const Routing routing = route(mixture_of(4, 2, false), scores.data(), 5);
+  EXPECT_EQ(routing.ties, (std::vector<std::int64_t>{2, 3}));
+  EXPECT_TRUE(route(mixture_of(4, 4, false), scores.data(), 5).ties.empty());
+}
+
 TEST(FusedExperts, AreShownAsTheirMatrices) {
   const ScratchDirectory scratch;
   const std::vector<TensorDeclaration> declarations = {

@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <utility>
 
 namespace quern {
@@ -24,6 +25,8 @@ struct GenerateArguments {
   std::int64_t max_tokens = 128;
   SamplingOptions sampling;
   bool ignore_stop = false;
+  std::string speculative = "off";
+  std::int64_t draft_tokens = kDefaultDraftTokens;
 };
 
 double rate(std::size_t tokens, double seconds) {
@@ -78,6 +81,18 @@ int run_generate(Session& session, const GenerateArguments& arguments) {
         model.graph.config.eos_ids.begin(),
         model.graph.config.eos_ids.end());
   }
+  std::optional<Drafter> drafter;
+  if (arguments.speculative == "mtp" && options.images != nullptr) {
+    throw UnsupportedError(
+        "no drafts after images",
+        "--speculative mtp --image",
+        "the draft layer reads embeddings of tokens only",
+        "--speculative off");
+  }
+  if (arguments.speculative == "mtp") {
+    options.drafter = &drafter.emplace(ctx, model);
+    options.draft_tokens = arguments.draft_tokens;
+  }
   Decoder decoder(ctx, model);
   Sampler sampler(arguments.sampling, ctx.seed);
   StreamDecoder stream(tokenizer);
@@ -97,14 +112,18 @@ int run_generate(Session& session, const GenerateArguments& arguments) {
        {"finish_reason", result.finish_reason},
        {"prompt_tokens_per_second", rate(prompt.size(), result.prompt_seconds)},
        {"tokens_per_second", rate(result.ids.size(), result.decode_seconds)},
-       {"accepted_draft_tokens", 0},
-       {"drafted_tokens", 0}});
+       {"accepted_draft_tokens", result.accepted_draft_tokens},
+       {"drafted_tokens", result.drafted_tokens}});
   ctx.log.info(fmt::format(
       "{} tokens, {}; prompt {:.1f} tokens/s, decoding {:.1f} tokens/s",
       result.ids.size(),
       result.finish_reason,
       rate(prompt.size(), result.prompt_seconds),
       rate(result.ids.size(), result.decode_seconds)));
+  if (result.drafted_tokens > 0) {
+    ctx.log.info(fmt::format(
+        "{} of {} drafted tokens accepted", result.accepted_draft_tokens, result.drafted_tokens));
+  }
   return result.finish_reason == "interrupted" ? exit_code(ErrorKind::kInterrupted) : 0;
 }
 
@@ -133,6 +152,19 @@ std::function<int(Session&)> configure_generate(CLI::App& app) {
   app.add_option("--min-p", sampling.min_p, "at least this share of the likeliest (default: 0)")
       ->check(number_within(0, 1));
   app.add_flag("--ignore-stop", arguments->ignore_stop, "go on after stop tokens");
+  CLI::Option* speculative =
+      app.add_option(
+             "--speculative",
+             arguments->speculative,
+             "off, or mtp: the model's draft layer proposes tokens, which changes none of them "
+             "(default: off)")
+          ->check(CLI::IsMember({"off", "mtp"}));
+  app.add_option(
+         "--draft-tokens",
+         arguments->draft_tokens,
+         fmt::format("proposed at a time with mtp (default: {})", kDefaultDraftTokens))
+      ->check(CLI::Range(1, 16))
+      ->needs(speculative);
   add_footer(
       app,
       "  quern generate ./model --prompt 'Once upon a time'\n  quern generate ./model --prompt "

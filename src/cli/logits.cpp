@@ -5,6 +5,7 @@
 #include "format/checkpoint.h"
 #include "format/safetensors_writer.h"
 #include "nn/decoder.h"
+#include "nn/mtp.h"
 #include "nn/vision.h"
 #include "pipeline/calibration_input.h"
 
@@ -12,6 +13,7 @@
 
 #include <memory>
 #include <optional>
+#include <utility>
 
 namespace quern {
 namespace {
@@ -22,6 +24,7 @@ struct LogitsArguments {
   std::string images;
   std::string output;
   bool hidden = false;
+  bool mtp = false;
 };
 
 std::vector<std::vector<std::int32_t>> read_ids(const std::filesystem::path& path) {
@@ -121,12 +124,12 @@ std::vector<TensorDeclaration> declare(
     const std::vector<Row>& rows,
     const ModelConfig& config,
     const std::optional<VisionTower>& vision,
-    bool hidden) {
+    const LogitsArguments& arguments) {
   std::vector<TensorDeclaration> declarations;
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const auto length = static_cast<std::int64_t>(rows[i].prompt.ids.size());
     declarations.push_back({fmt::format("logits.{}", i), DType::kF32, {length, config.vocab_size}});
-    for (std::int64_t layer = 0; hidden && layer <= config.layers; ++layer) {
+    for (std::int64_t layer = 0; arguments.hidden && layer <= config.layers; ++layer) {
       declarations.push_back(
           {fmt::format("hidden.{}.{}", i, layer), DType::kF32, {length, config.hidden_size}});
     }
@@ -142,6 +145,10 @@ std::vector<TensorDeclaration> declare(
           {fmt::format("image_features.{}", i),
            DType::kF32,
            {patches / tower.merged_patches(), tower.out_size}});
+    }
+    if (arguments.mtp && length > 1) {
+      declarations.push_back(
+          {fmt::format("draft_logits.{}", i), DType::kF32, {length - 1, config.vocab_size}});
     }
   }
   return declarations;
@@ -172,18 +179,38 @@ int run_logits(Session& session, const LogitsArguments& arguments) {
   const Context& ctx = session.context();
   const Model model = load_model(open_checkpoint(resolve_model(arguments.model)));
   const ModelConfig& config = model.graph.config;
+  if (arguments.mtp && !arguments.images.empty()) {
+    throw UnsupportedError(
+        "no drafts after images",
+        "--mtp --images",
+        "the draft layer reads embeddings of tokens only",
+        "leave one of them out");
+  }
   std::optional<VisionTower> vision;
+  std::optional<Drafter> drafter;
   if (!arguments.images.empty()) {
     vision.emplace(ctx, model);
+  }
+  if (arguments.mtp) {
+    drafter.emplace(ctx, model);
   }
   std::vector<Row> rows = read_rows(arguments, vision);
   SafetensorsOptions options;
   options.max_file_bytes = UINT64_MAX;
   const SafetensorsLayout layout =
-      plan_safetensors(declare(rows, config, vision, arguments.hidden), options);
+      plan_safetensors(declare(rows, config, vision, arguments), options);
   AtomicFile file(arguments.output);
   file.write(layout.files.front().header);
   Decoder decoder(ctx, model);
+  const auto put_logits = [&](const std::string& name, std::span<const float> hidden) {
+    std::uint64_t offset = layout.slots.at(name).offset;
+    decoder.for_logits(hidden, [&](std::int64_t, std::int64_t n, const float* logits) {
+      const std::span values(logits, static_cast<std::size_t>(n * config.vocab_size));
+      file.write_at(offset, std::as_bytes(values));
+      offset += values.size_bytes();
+    });
+  };
+  Json ties = Json::array();
   for (std::size_t i = 0; i < rows.size(); ++i) {
     const auto put_hidden = [&](std::int64_t layer, std::span<const float> x) {
       file.write_at(
@@ -211,20 +238,29 @@ int run_logits(Session& session, const LogitsArguments& arguments) {
     if (arguments.hidden) {
       put_hidden(config.layers, hidden);
     }
-    const std::uint64_t offset = layout.slots.at(fmt::format("logits.{}", i)).offset;
-    decoder.for_logits(hidden, [&](std::int64_t begin, std::int64_t n, const float* logits) {
-      const auto count = static_cast<std::size_t>(n * config.vocab_size);
-      file.write_at(
-          offset + static_cast<std::uint64_t>(begin * config.vocab_size) * sizeof(float),
-          std::as_bytes(std::span(logits, count)));
-    });
+    put_logits(fmt::format("logits.{}", i), hidden);
+    for (const RouterTie& tie : decoder.router_ties()) {
+      ties.push_back({{"row", i}, {"position", tie.position}, {"layer", tie.layer}});
+    }
+    const std::vector<std::int32_t>& ids = rows[i].prompt.ids;
+    if (arguments.mtp && ids.size() > 1) {
+      LayerCache cache;
+      const std::vector<float> drafts = drafter->forward(
+          std::span(hidden).first(hidden.size() - static_cast<std::size_t>(config.hidden_size)),
+          std::span(ids).subspan(1),
+          cache);
+      put_logits(fmt::format("draft_logits.{}", i), drafts);
+      for (const std::int64_t position : cache.router_ties) {
+        ties.push_back({{"row", i}, {"position", position}, {"layer", config.layers}});
+      }
+    }
   }
   file.commit();
   session.print_json(
       {{"schema", "quern.logits/1"},
        {"output", arguments.output},
        {"rows", rows.size()},
-       {"router_ties", Json::array()}});
+       {"router_ties", std::move(ties)}});
   ctx.log.info(fmt::format("{}: logits of {} rows", arguments.output, rows.size()));
   return 0;
 }
@@ -248,6 +284,12 @@ std::function<int(Session&)> configure_logits(CLI::App& app) {
       "JSON list with one list of image files a row (PNG, JPEG, WebP); also writes pixel_values.i "
       "and image_features.i");
   app.add_flag("--hidden", arguments->hidden, "also the residual stream hidden.i.j before layer j");
+  app.add_flag(
+      "--mtp",
+      arguments->mtp,
+      "also the draft layer's draft_logits.i [length - 1, vocab]: row t sees tokens 0 to t + 1, "
+      "for "
+      "token t + 2");
   add_footer(
       app,
       "  quern logits ./model --ids ids.json -o logits.safetensors\n  quern logits ./model --ids "

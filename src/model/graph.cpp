@@ -2,6 +2,7 @@
 #include "model/graph.h"
 
 #include "base/error.h"
+#include "model/mtp.h"
 #include "tensor/checkpoint.h"
 
 #include <fmt/format.h>
@@ -24,6 +25,7 @@ std::string_view role_name(Role role) {
     case Role::kSharedGate: return "shared_gate";
     case Role::kDeltaInput: return "delta_input";
     case Role::kDeltaGates: return "delta_gates";
+    case Role::kDraftInput: return "draft_input";
     case Role::kEmbedding: return "embedding";
     case Role::kHead: return "head";
   }
@@ -181,28 +183,43 @@ void add_mixture(const std::string& base, const ModelConfig& model, Block& block
 
 }  // namespace
 
+Block decoder_block(
+    const std::string& base,
+    const ModelConfig& config,
+    const DecoderOptions& options,
+    bool has_delta_net,
+    bool has_mixture) {
+  const bool centred = config.zero_centred_norms;
+  Block block;
+  block.attention_norm = {base + "input_layernorm.weight", config.hidden_size, centred};
+  block.mlp_norm = {base + "post_attention_layernorm.weight", config.hidden_size, centred};
+  if (has_delta_net) {
+    add_delta_net(base, config, block);
+  } else {
+    add_attention(base, config, options, block);
+  }
+  if (has_mixture) {
+    add_mixture(base, config, block);
+  } else {
+    add_mlp(base, config, options, block);
+  }
+  return block;
+}
+
 ModelGraph decoder_graph(ModelConfig config, const DecoderOptions& options) {
   ModelGraph graph;
   const std::int64_t hidden = config.hidden_size;
   const bool centred = config.zero_centred_norms;
   for (int i = 0; i < config.layers; ++i) {
     const auto layer = static_cast<std::size_t>(i);
-    const std::string base = fmt::format("{}layers.{}.", options.prefix, i);
-    Block block;
+    Block block = decoder_block(
+        fmt::format("{}layers.{}.", options.prefix, i),
+        config,
+        options,
+        config.delta_net && config.delta_net->layers[layer],
+        config.mixture && config.mixture->layers[layer]);
     block.index = i;
-    block.attention_norm = {base + "input_layernorm.weight", hidden, centred};
-    block.mlp_norm = {base + "post_attention_layernorm.weight", hidden, centred};
     block.sliding_window = config.sliding_windows[layer];
-    if (config.delta_net && config.delta_net->layers[layer]) {
-      add_delta_net(base, config, block);
-    } else {
-      add_attention(base, config, options, block);
-    }
-    if (config.mixture && config.mixture->layers[layer]) {
-      add_mixture(base, config, block);
-    } else {
-      add_mlp(base, config, options, block);
-    }
     graph.blocks.push_back(std::move(block));
   }
   graph.embedding = {
@@ -297,6 +314,7 @@ ModelGraph build_graph(const Checkpoint& checkpoint) {
       replace_prefix(is_long ? kLong : kShort, is_long ? kShort : kLong, graph);
     }
   }
+  graph.mtp = find_mtp(graph.config, checkpoint);
   return graph;
 }
 
@@ -312,48 +330,60 @@ void refuse_sparse_and_linear(const ModelGraph& graph, const std::string& where)
   }
 }
 
-void check_tensors(const ModelGraph& graph, const Checkpoint& checkpoint) {
-  const TensorStore& store = checkpoint.tensors();
-  const auto require_float = [&](const std::string& name, const Shape& shape) {
-    (void)store.require_float(name, shape);
-  };
-  const auto require_linear = [&](const Linear& linear) {
+namespace {
+
+void check_float(const std::string& name, const Shape& shape, const Checkpoint& checkpoint) {
+  (void)checkpoint.tensors().require_float(name, shape);
+}
+
+}  // namespace
+
+void check_norm(const Norm& norm, const Checkpoint& checkpoint) {
+  check_float(norm.tensor, {norm.size}, checkpoint);
+}
+
+void check_linear(const Linear& linear, const Checkpoint& checkpoint) {
+  if (checkpoint.is_quantized(linear.module)) {
     (void)checkpoint.load_linear(linear.module, linear.out_features, linear.in_features);
-    if (linear.has_bias) {
-      require_float(linear.module + ".bias", {linear.out_features});
-    }
+  } else {
+    check_float(linear.weight(), {linear.out_features, linear.in_features}, checkpoint);
+  }
+  if (linear.has_bias) {
+    check_float(linear.module + ".bias", {linear.out_features}, checkpoint);
+  }
+}
+
+void check_block(const Block& block, const ModelConfig& config, const Checkpoint& checkpoint) {
+  check_norm(block.attention_norm, checkpoint);
+  check_norm(block.mlp_norm, checkpoint);
+  if (block.has_qk_norm) {
+    check_norm(block.q_norm, checkpoint);
+    check_norm(block.k_norm, checkpoint);
+  }
+  if (block.delta_net) {
+    const DeltaNet& delta = *block.delta_net;
+    const DeltaNetConfig& shape = *config.delta_net;
+    check_float(delta.convolution, {shape.channels(), 1, shape.kernel}, checkpoint);
+    check_float(delta.log_decay, {shape.value_heads}, checkpoint);
+    check_float(delta.decay_bias, {shape.value_heads}, checkpoint);
+    check_norm(delta.norm, checkpoint);
+  }
+  for (const Linear& linear : block.linears) {
+    check_linear(linear, checkpoint);
+  }
+}
+
+void check_tensors(const ModelGraph& graph, const Checkpoint& checkpoint) {
+  const auto check_table = [&](const Linear& linear) {
+    (void)checkpoint.load_linear(linear.module, linear.out_features, linear.in_features);
   };
-  require_linear(graph.embedding);
-  require_float(graph.final_norm.tensor, {graph.final_norm.size});
+  check_table(graph.embedding);
+  check_norm(graph.final_norm, checkpoint);
   for (const Block& block : graph.blocks) {
-    for (const Norm* norm : {&block.attention_norm, &block.mlp_norm}) {
-      require_float(norm->tensor, {norm->size});
-    }
-    if (block.has_qk_norm) {
-      require_float(block.q_norm.tensor, {block.q_norm.size});
-      require_float(block.k_norm.tensor, {block.k_norm.size});
-    }
-    if (block.delta_net) {
-      const DeltaNet& delta = *block.delta_net;
-      const DeltaNetConfig& shape = *graph.config.delta_net;
-      require_float(delta.convolution, {shape.channels(), 1, shape.kernel});
-      require_float(delta.log_decay, {shape.value_heads});
-      require_float(delta.decay_bias, {shape.value_heads});
-      require_float(delta.norm.tensor, {delta.norm.size});
-    }
-    for (const Linear& linear : block.linears) {
-      if (checkpoint.is_quantized(linear.module)) {
-        require_linear(linear);
-      } else {
-        require_float(linear.module + ".weight", {linear.out_features, linear.in_features});
-        if (linear.has_bias) {
-          require_float(linear.module + ".bias", {linear.out_features});
-        }
-      }
-    }
+    check_block(block, graph.config, checkpoint);
   }
   if (!graph.head_tied) {
-    require_linear(graph.head);
+    check_table(graph.head);
   }
 }
 

@@ -24,6 +24,7 @@ enum class Role {
   kSharedGate,  // [1, hidden]: how much of the shared expert a token takes
   kDeltaInput,  // queries, keys, values and output gates of DeltaNet
   kDeltaGates,  // its decay and write strength, one row a head
+  kDraftInput,  // of the draft layer: embedding and hidden state side by side
   kEmbedding,
   kHead
 };
@@ -120,6 +121,17 @@ struct Block {
   }
 };
 
+// The draft layer of multi-token prediction (Qwen3-Next and later): from the final-normed hidden
+// state of a token and the embedding of the next one to the logits of the token after that.
+// Embedding and head are the model's.
+struct MtpLayer {
+  Linear projection;  // [hidden, 2 hidden], of [normed embedding | normed hidden state]
+  Norm embedding_norm;
+  Norm hidden_norm;
+  Block block;  // with attention
+  Norm norm;  // what the head reads, and the next draft in the place of a hidden state
+};
+
 // A model as data. Walked by calibration, quantization, evaluation and generation alike.
 struct ModelGraph {
   ModelConfig config;
@@ -128,6 +140,9 @@ struct ModelGraph {
   Norm final_norm;
   Linear head;  // the embedding's module when tied
   bool head_tied = false;
+  // Of build_graph(checkpoint), when the checkpoint holds one that quern runs. Kept in 16 bits: no
+  // stage but drafting walks it.
+  std::optional<MtpLayer> mtp;
 
   [[nodiscard]] std::int64_t linear_parameters() const;
 };
@@ -139,6 +154,14 @@ struct DecoderOptions {
   bool mlp_bias = false;
   bool qk_norm = false;
 };
+
+// The block whose tensors begin with `base`; `index` is left 0.
+[[nodiscard]] Block decoder_block(
+    const std::string& base,
+    const ModelConfig& config,
+    const DecoderOptions& options,
+    bool has_delta_net,
+    bool has_mixture);
 
 // The graph of a decoder with the names that all these families share.
 [[nodiscard]] ModelGraph decoder_graph(ModelConfig config, const DecoderOptions& options);
@@ -171,5 +194,9 @@ void refuse_sparse_and_linear(const ModelGraph& graph, const std::string& where)
 // Checks that every tensor the graph names is in the store with its shape (quantized linears
 // excepted: their format checks them). Throws ParseError naming the first that is not.
 void check_tensors(const ModelGraph& graph, const Checkpoint& checkpoint);
+// The same for one norm, linear or block.
+void check_norm(const Norm& norm, const Checkpoint& checkpoint);
+void check_linear(const Linear& linear, const Checkpoint& checkpoint);
+void check_block(const Block& block, const ModelConfig& config, const Checkpoint& checkpoint);
 
 }  // namespace quern

@@ -125,13 +125,15 @@ void attend(
   const std::int64_t q_width = shape.q_width();
   const std::int64_t kv_width = shape.kv_width();
   const float scale = 1.0F / std::sqrt(static_cast<float>(dim));
-  const std::int64_t tiles = ceil_div(rows, kQueryRows);
+  // A product of several queries sums in another order than that of one.
+  const std::int64_t tile_rows = rows <= kFewTokens ? 1 : kQueryRows;
+  const std::int64_t tiles = ceil_div(rows, tile_rows);
   ctx.pool.for_chunks(tiles * shape.heads, 1, [&](std::int64_t item, std::int64_t, int worker) {
     const std::int64_t head = item % shape.heads;
     // The longest tiles first, so that the workers end together.
-    const std::int64_t t0 = (tiles - 1 - item / shape.heads) * kQueryRows;
+    const std::int64_t t0 = (tiles - 1 - item / shape.heads) * tile_rows;
     const AttentionTile tile =
-        attention_tile(first + t0, std::min(kQueryRows, rows - t0), shape.window);
+        attention_tile(first + t0, std::min(tile_rows, rows - t0), shape.window);
     const std::int64_t column = tile.begin * kv_width + head / shape.group() * dim;
     const float* K = keys + column;
     const float* V = values + column;
@@ -208,6 +210,12 @@ void attention_forward(
       out);
   apply_gates(ctx, gates, out);
   cache.tokens = total;
+}
+
+void attention_rewind(const AttentionShape& shape, std::int64_t tokens, LayerCache& cache) {
+  cache.keys.resize(static_cast<std::size_t>(tokens * shape.kv_width()));
+  cache.values.resize(cache.keys.size());
+  cache.tokens = tokens;
 }
 
 }  // namespace quern

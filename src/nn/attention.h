@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "nn/token_positions.h"
+#include "nn/layer_cache.h"
 #include "nn/weights.h"
 #include "nn/workspace.h"
 
@@ -9,26 +9,6 @@
 #include <vector>
 
 namespace quern {
-
-// What one layer keeps of the tokens seen so far.
-struct LayerCache {
-  std::vector<float> keys;  // [tokens, kv_heads * head_dim], after norm and rotation
-  std::vector<float> values;  // [tokens, kv_heads * head_dim]
-  // Of DeltaNet: the last inputs of the convolution [kernel - 1, channels], and the state
-  // [value heads, key dim, value dim].
-  std::vector<float> convolved;
-  std::vector<float> state;
-  std::int64_t tokens = 0;
-  const TokenPositions* positions = nullptr;  // null: token n stands at n
-
-  void clear() {
-    keys.clear();
-    values.clear();
-    convolved.clear();
-    state.clear();
-    tokens = 0;
-  }
-};
 
 // cos and sin of the angles of the tokens first … first + rows - 1, times the attention factor;
 // [rows, rotary / 2]. Without `positions` a token's index is its position.
@@ -94,5 +74,8 @@ void attention_forward(
     std::int64_t rows,
     LayerCache& cache,
     float* out);
+
+// Takes back the tokens from `tokens` on.
+void attention_rewind(const AttentionShape& shape, std::int64_t tokens, LayerCache& cache);
 
 }  // namespace quern

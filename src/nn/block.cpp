@@ -107,7 +107,10 @@ void apply_site(
     case kAttentionOutput: add_linear(ctx, workspace, linear(block.output), X, rows, x); return;
     case kMlpInput: {
       if (block.mixture) {
-        mixture_forward(ctx, workspace, *block.mixture, weights, X, rows, x);
+        for (const std::int64_t row :
+             mixture_forward(ctx, workspace, *block.mixture, weights, X, rows, x)) {
+          cache.router_ties.push_back(cache.tokens - rows + row);
+        }
         return;
       }
       std::vector<float> gate(static_cast<std::size_t>(rows * linear(block.mlp).out_features));
@@ -171,6 +174,15 @@ void block_forward(
       cache,
       x,
       X);
+}
+
+void block_rewind(
+    const ModelConfig& config, const Block& block, std::int64_t tokens, LayerCache& cache) {
+  if (block.delta_net) {
+    delta_net_rewind(*config.delta_net, tokens, cache);
+  } else {
+    attention_rewind(attention_shape(config, block), tokens, cache);
+  }
 }
 
 }  // namespace quern

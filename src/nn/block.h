@@ -31,7 +31,7 @@ void site_input(
     float* X);
 
 // Runs the linears of `site` on X: updates x for sites that end a branch, else fills `carried`
-// (rows x width of site + 1). `cache` is used by the attention site only.
+// (rows x width of site + 1). `cache` is used by the attention site, and takes a router's ties.
 void apply_site(
     const Context& ctx,
     Workspace& workspace,
@@ -83,5 +83,10 @@ void block_forward(
     std::int64_t rows,
     LayerCache& cache,
     float* x);
+
+// Takes back the tokens from `tokens` on; of DeltaNet, only of the last block_forward() and when
+// the cache kept a journal in it.
+void block_rewind(
+    const ModelConfig& config, const Block& block, std::int64_t tokens, LayerCache& cache);
 
 }  // namespace quern

@@ -55,8 +55,28 @@ void Decoder::final_norm(std::span<float> x) const {
   });
 }
 
-std::vector<float> Decoder::forward(
-    std::span<const std::int32_t> ids, Sequence& sequence, const HiddenObserver& observer) {
+void Decoder::run_block(std::size_t index, LayerCache& cache, std::vector<float>& x) {
+  const ModelConfig& config = model_.graph.config;
+  block_forward(
+      ctx_,
+      workspace_,
+      config,
+      model_.graph.blocks[index],
+      model_.blocks[index],
+      static_cast<std::int64_t>(x.size()) / config.hidden_size,
+      cache,
+      x.data());
+  for (const std::int64_t position : cache.router_ties) {
+    router_ties_.push_back({static_cast<int>(index), position});
+  }
+  cache.router_ties.clear();
+}
+
+std::vector<float> Decoder::run(
+    std::span<const std::int32_t> ids,
+    Sequence& sequence,
+    const HiddenObserver& observer,
+    bool is_tentative) {
   sequence.layers.resize(model_.blocks.size());
   std::vector<float> x = embed_tokens(ctx_.kernels, model_.embedding, ids);
   if (sequence.images != nullptr) {
@@ -65,19 +85,13 @@ std::vector<float> Decoder::forward(
       layer.positions = &sequence.images->positions;
     }
   }
+  router_ties_.clear();
   for (std::size_t i = 0; i < model_.blocks.size(); ++i) {
     if (observer) {
       observer(static_cast<int>(i), x);
     }
-    block_forward(
-        ctx_,
-        workspace_,
-        model_.graph.config,
-        model_.graph.blocks[i],
-        model_.blocks[i],
-        static_cast<std::int64_t>(ids.size()),
-        sequence.layers[i],
-        x.data());
+    sequence.layers[i].keeps_journal = is_tentative;
+    run_block(i, sequence.layers[i], x);
   }
   if (observer) {
     observer(static_cast<int>(model_.blocks.size()), x);
@@ -89,27 +103,36 @@ std::vector<float> Decoder::forward(
 std::vector<float> Decoder::forward(
     std::span<const std::int32_t> ids, const HiddenObserver& observer) {
   std::vector<float> x = embed_tokens(ctx_.kernels, model_.embedding, ids);
+  router_ties_.clear();
   LayerCache cache;
   for (std::size_t i = 0; i < model_.blocks.size(); ++i) {
     if (observer) {
       observer(static_cast<int>(i), x);
     }
     cache.clear();
-    block_forward(
-        ctx_,
-        workspace_,
-        model_.graph.config,
-        model_.graph.blocks[i],
-        model_.blocks[i],
-        static_cast<std::int64_t>(ids.size()),
-        cache,
-        x.data());
+    run_block(i, cache, x);
   }
   if (observer) {
     observer(static_cast<int>(model_.blocks.size()), x);
   }
   final_norm(x);
   return x;
+}
+
+std::vector<float> Decoder::forward(
+    std::span<const std::int32_t> ids, Sequence& sequence, const HiddenObserver& observer) {
+  return run(ids, sequence, observer, false);
+}
+
+std::vector<float> Decoder::forward_tentative(
+    std::span<const std::int32_t> ids, Sequence& sequence) {
+  return run(ids, sequence, nullptr, true);
+}
+
+void Decoder::rewind(Sequence& sequence, std::int64_t tokens) const {
+  for (std::size_t i = 0; i < sequence.layers.size(); ++i) {
+    block_rewind(model_.graph.config, model_.graph.blocks[i], tokens, sequence.layers[i]);
+  }
 }
 
 void Decoder::for_logits(std::span<const float> hidden, const LogitsFunction& function) {

@@ -18,6 +18,12 @@ struct Sequence {
   [[nodiscard]] std::int64_t tokens() const { return layers.empty() ? 0 : layers.front().tokens; }
 };
 
+// Where a router left an expert out that is about as likely as the last that it took.
+struct RouterTie {
+  int layer = 0;
+  std::int64_t position = 0;
+};
+
 // Rows whose logits are held at once.
 [[nodiscard]] std::int64_t logit_rows_per_chunk(std::int64_t vocab_size);
 
@@ -39,6 +45,16 @@ class Decoder {
   [[nodiscard]] std::vector<float> forward(
       std::span<const std::int32_t> ids, const HiddenObserver& observer = nullptr);
 
+  // The same for at most kFewTokens tokens (linear.h) that may turn out wrong. The rows are, bit
+  // for bit, those of the tokens one at a time.
+  [[nodiscard]] std::vector<float> forward_tentative(
+      std::span<const std::int32_t> ids, Sequence& sequence);
+  // Takes back the tokens from `tokens` on, which forward_tentative() saw last.
+  void rewind(Sequence& sequence, std::int64_t tokens) const;
+
+  // Of the last forward().
+  [[nodiscard]] const std::vector<RouterTie>& router_ties() const { return router_ties_; }
+
   // Logits [rows, vocab] of final-normed rows, in chunks of at most `rows_per_chunk`, so that a
   // large vocabulary never needs rows x vocab floats at once.
   using LogitsFunction =
@@ -54,10 +70,18 @@ class Decoder {
   [[nodiscard]] const Model& model() const { return model_; }
 
  private:
+  [[nodiscard]] std::vector<float> run(
+      std::span<const std::int32_t> ids,
+      Sequence& sequence,
+      const HiddenObserver& observer,
+      bool is_tentative);
+  void run_block(std::size_t index, LayerCache& cache, std::vector<float>& x);
+
   const Context& ctx_;
   const Model& model_;
   Workspace workspace_;
   std::vector<float> logits_;
+  std::vector<RouterTie> router_ties_;
 };
 
 // Rows of the embedding table for `ids`, as floats [ids.size(), hidden].

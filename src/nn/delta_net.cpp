@@ -101,21 +101,16 @@ Projected project_all(
   return {of(delta.qkv), of(delta.z), of(delta.b), of(delta.a)};
 }
 
-// silu of the causal convolution of each channel; `history` holds the inputs before the first row
-// and afterwards the last ones.
+// silu of the causal convolution of each channel; `padded` [kernel - 1 + rows, channels] begins
+// with the inputs before the first row.
 std::vector<float> convolve(
     const Context& ctx,
     const DeltaNetConfig& shape,
     const std::vector<float>& kernel,
-    const std::vector<float>& inputs,
-    std::int64_t rows,
-    std::vector<float>& history) {
+    const std::vector<float>& padded,
+    std::int64_t rows) {
   const std::int64_t channels = shape.channels();
-  const std::int64_t before = shape.kernel - 1;
-  history.resize(static_cast<std::size_t>(before * channels));  // zeros before the first token
-  std::vector<float> padded = history;
-  padded.insert(padded.end(), inputs.begin(), inputs.end());
-  std::vector<float> result(inputs.size());
+  std::vector<float> result(static_cast<std::size_t>(rows * channels));
   ctx.pool.for_chunks(rows, kRowChunk, [&](std::int64_t begin, std::int64_t end, int) {
     for (std::int64_t t = begin; t < end; ++t) {
       const float* window = padded.data() + t * channels;
@@ -129,7 +124,6 @@ std::vector<float> convolve(
       }
     }
   });
-  history.assign(padded.end() - before * channels, padded.end());
   return result;
 }
 
@@ -369,15 +363,24 @@ void delta_net_forward(
   const DeltaNetConfig& shape = *config.delta_net;
   const Projected projected =
       project_all(ctx, workspace, shape, *block.delta_net, weights, x, rows);
+  const auto history = static_cast<std::size_t>((shape.kernel - 1) * shape.channels());
+  std::vector<float> inputs = std::move(cache.convolved);
+  inputs.resize(history);  // zeros before the first token
+  inputs.insert(inputs.end(), projected.channels.begin(), projected.channels.end());
   const std::vector<float> convolved =
-      convolve(ctx, shape, weights.delta.convolution, projected.channels, rows, cache.convolved);
+      convolve(ctx, shape, weights.delta.convolution, inputs, rows);
+  cache.convolved.assign(inputs.end() - static_cast<std::ptrdiff_t>(history), inputs.end());
   const std::int64_t state_size = shape.key_dim * shape.value_dim;
   cache.state.resize(static_cast<std::size_t>(shape.value_heads * state_size));
+  if (cache.keeps_journal) {
+    cache.journal = {cache.state, std::move(inputs), {}};
+    cache.journal.heads.resize(static_cast<std::size_t>(shape.value_heads));
+  }
   ctx.pool.for_chunks(shape.value_heads, 1, [&](std::int64_t h, std::int64_t, int) {
-    const DeltaHead head = head_of(shape, weights.delta, convolved, projected, h, rows);
+    DeltaHead head = head_of(shape, weights.delta, convolved, projected, h, rows);
     std::vector<float> o(head.values.size());
     float* state = cache.state.data() + h * state_size;
-    if (rows <= kRecurrentRows) {
+    if (rows <= kRecurrentRows || cache.keeps_journal) {
       delta_rule(head, state, o.data());
     } else {
       delta_rule_chunked(ctx, head, state, o.data());
@@ -388,9 +391,29 @@ void delta_net_forward(
           shape.value_dim,
           out + t * shape.value_width() + h * shape.value_dim);
     }
+    if (cache.keeps_journal) {
+      cache.journal.heads[static_cast<std::size_t>(h)] = std::move(head);
+    }
   });
   gate_outputs(ctx, config, weights.delta, projected.gates, rows, out);
   cache.tokens += rows;
+}
+
+void delta_net_rewind(const DeltaNetConfig& shape, std::int64_t tokens, LayerCache& cache) {
+  DeltaJournal journal = std::move(cache.journal);
+  cache.journal = {};
+  const std::int64_t kept = tokens - (cache.tokens - journal.heads.front().rows);
+  cache.tokens = tokens;
+  const float* first = journal.inputs.data() + kept * shape.channels();
+  cache.convolved.assign(first, first + (shape.kernel - 1) * shape.channels());
+  cache.state = std::move(journal.state);
+  float* state = cache.state.data();
+  for (DeltaHead& head : journal.heads) {
+    head.rows = kept;
+    std::vector<float> unused(static_cast<std::size_t>(kept * head.value_dim));
+    delta_rule(head, state, unused.data());
+    state += head.key_dim * head.value_dim;
+  }
 }
 
 }  // namespace quern

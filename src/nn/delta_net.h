@@ -7,19 +7,6 @@
 
 namespace quern {
 
-// One value head's part of a sequence, in order of tokens; queries and keys are normalised, queries
-// scaled.
-struct DeltaHead {
-  std::vector<float> queries;  // [rows, key_dim]
-  std::vector<float> keys;  // [rows, key_dim]
-  std::vector<float> values;  // [rows, value_dim]
-  std::vector<float> strengths;  // [rows] beta
-  std::vector<float> log_decays;  // [rows] g <= 0
-  std::int64_t rows = 0;
-  std::int64_t key_dim = 0;
-  std::int64_t value_dim = 0;
-};
-
 // The gated delta rule (arXiv 2412.06464): for each token
 //   S = exp(g) S;  S = S + k (beta (v - S^T k))^T;  o = S^T q,
 // S [key_dim, value_dim] the state before and after, o [rows, value_dim]. Token by token.
@@ -39,5 +26,9 @@ void delta_net_forward(
     std::int64_t rows,
     LayerCache& cache,
     float* out);
+
+// Takes back the tokens from `tokens` on, which delta_net_forward() took last, keeping a journal.
+// That is used up.
+void delta_net_rewind(const DeltaNetConfig& shape, std::int64_t tokens, LayerCache& cache);
 
 }  // namespace quern

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "nn/decoder.h"
+#include "nn/mtp.h"
 
 #include <cstdint>
 #include <functional>
@@ -33,11 +33,19 @@ class Sampler {
   std::mt19937_64 random_;
 };
 
+// Tokens that the draft layer proposes at a time. A third is seldom right and costs another product
+// with the head.
+inline constexpr std::int64_t kDefaultDraftTokens = 2;
+
 struct GenerateOptions {
   std::int64_t max_tokens = 128;
   std::vector<std::int32_t> stop_ids;
   std::int64_t drawable = 0;  // tokens that exist; 0: every row of the vocabulary
   std::shared_ptr<const ImagePrompt> images;  // when the prompt has some: its ids are the prompt's
+  // Proposes tokens that the model then sees several at a time. Every token is still drawn from the
+  // model's own logits, whose bits do not depend on that: the result is the same, seed for seed.
+  Drafter* drafter = nullptr;
+  std::int64_t draft_tokens = kDefaultDraftTokens;  // at a time, at most
 };
 
 struct GenerateResult {
@@ -45,6 +53,8 @@ struct GenerateResult {
   std::string finish_reason;  // "stop" (a stop id, which is not in ids), "length", "interrupted"
   double prompt_seconds = 0;
   double decode_seconds = 0;
+  std::int64_t drafted_tokens = 0;
+  std::int64_t accepted_draft_tokens = 0;
 };
 
 // Called with each new token; false ends the generation.

@@ -18,8 +18,6 @@ constexpr std::int64_t kTokenRows = 1024;
 // Rows of W, which is the inner size of the product, widened at a time for all workers.
 constexpr std::int64_t kStripeRows = 512;
 constexpr std::int64_t kStripeColumns = 256;
-// Up to this many tokens a product is bound by reading the weights: dot products, no widened copy.
-constexpr std::int64_t kFewTokens = 4;
 
 // W as the file holds it, when that is floats already; else null.
 const float* mapped_floats(const LinearWeights& weights) {
@@ -49,6 +47,7 @@ const float* weight_stripe(
   return stripe;
 }
 
+// Dot products, and no widened copy of the weights.
 void few_tokens(
     const Context& ctx,
     Workspace& workspace,

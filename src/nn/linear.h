@@ -6,6 +6,10 @@
 
 namespace quern {
 
+// Up to this many tokens a product is bound by reading the weights, and every row of the result is,
+// bit for bit, what it is alone. The same holds for a block (block.h).
+inline constexpr std::int64_t kFewTokens = 4;
+
 // y[rows, out] = x[rows, in] W^T + b in float; x and y contiguous. Weights are widened (or
 // dequantized) tile by tile, never as a whole. Same result for any thread count.
 void linear_forward(

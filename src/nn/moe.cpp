@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <numeric>
 #include <span>
+#include <utility>
 
 namespace quern {
 Routing route(
@@ -18,6 +19,7 @@ Routing route(
   std::vector<std::vector<std::pair<std::int64_t, float>>> by_expert(experts);
   std::vector<float> p(experts);
   std::vector<std::size_t> order(experts);
+  Routing routing;
   for (std::int64_t row = 0; row < rows; ++row) {
     const std::span<const float> s(scores + row * mixture.experts, experts);
     const float largest = *std::max_element(s.begin(), s.end());
@@ -33,11 +35,15 @@ Routing route(
       std::copy(p.begin(), p.end(), probabilities + row * mixture.experts);
     }
     std::iota(order.begin(), order.end(), std::size_t{0});
+    const std::size_t sorted = std::min(taken + 1, experts);
     std::partial_sort(
         order.begin(),
-        order.begin() + static_cast<std::ptrdiff_t>(taken),
+        order.begin() + static_cast<std::ptrdiff_t>(sorted),
         order.end(),
         [&](std::size_t a, std::size_t b) { return p[a] != p[b] ? p[a] > p[b] : a < b; });
+    if (taken < sorted && p[order[taken - 1]] - p[order[taken]] <= kRouterTie) {
+      routing.ties.push_back(row);
+    }
     float total = 0;
     for (std::size_t k = 0; k < taken; ++k) {
       total += p[order[k]];
@@ -47,7 +53,6 @@ Routing route(
       by_expert[order[k]].emplace_back(row, weight);
     }
   }
-  Routing routing;
   routing.begin.push_back(0);
   for (const auto& entries : by_expert) {
     for (const auto& [row, weight] : entries) {
@@ -151,7 +156,7 @@ void add_shared_expert(
   }
 }
 
-void mixture_forward(
+std::vector<std::int64_t> mixture_forward(
     const Context& ctx,
     Workspace& workspace,
     const Mixture& mixture,
@@ -159,11 +164,12 @@ void mixture_forward(
     const float* X,
     std::int64_t rows,
     float* x) {
-  const Routing routing = route_rows(ctx, workspace, mixture, weights, X, rows);
+  Routing routing = route_rows(ctx, workspace, mixture, weights, X, rows);
   for (int expert = 0; expert < mixture.experts; ++expert) {
     add_expert(ctx, workspace, mixture, weights, expert, routing, X, x);
   }
   add_shared_expert(ctx, workspace, mixture, weights, X, rows, x);
+  return std::move(routing.ties);
 }
 
 }  // namespace quern

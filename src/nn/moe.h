@@ -14,11 +14,15 @@ struct Routing {
   std::vector<std::int64_t> begin;  // [experts + 1] where the entries of an expert begin
   std::vector<std::int64_t> rows;  // [rows * experts_per_token]
   std::vector<float> weights;  // what an expert's output is multiplied by
+  // Rows whose last chosen and first left-out expert are within kRouterTie of each other: rounding
+  // decides, and another engine may decide otherwise.
+  std::vector<std::int64_t> ties;
 
   [[nodiscard]] bool takes(int expert) const {
     return begin[static_cast<std::size_t>(expert)] < begin[static_cast<std::size_t>(expert) + 1];
   }
 };
+inline constexpr float kRouterTie = 1e-6F;  // of a probability
 
 // The experts with the largest probabilities, softmax over all of `scores` [rows, experts]; the
 // first of equals. `probabilities`, if not null, receives the softmax [rows, experts].
@@ -63,8 +67,8 @@ void add_shared_expert(
     float* x);
 
 // x [rows, hidden] += the mixture's output for X [rows, hidden]: experts in their order, each on
-// the rows that take it, then the shared expert.
-void mixture_forward(
+// the rows that take it, then the shared expert. Gives the routing's ties.
+std::vector<std::int64_t> mixture_forward(
     const Context& ctx,
     Workspace& workspace,
     const Mixture& mixture,

@@ -141,6 +141,18 @@ Json tied_embeddings(const Checkpoint& checkpoint, const ModelGraph& graph) {
       "one table serves two purposes: the stricter of two demands decides its width");
 }
 
+Json draft_layer(const Checkpoint& checkpoint, const ModelGraph& graph) {
+  const std::uint64_t bytes = module_bytes(checkpoint.tensors(), "mtp");
+  return bytes == 0
+             ? Json()
+             : hazard(
+                   "mtp",
+                   "low",
+                   {{"bytes", bytes}, {"quern_runs_it", graph.mtp.has_value()}},
+                   "it guesses and the model decides, so that an error in it costs speed and "
+                   "no quality: quern generate --speculative mtp");
+}
+
 std::string handled_table(const PlannedLinear& table) {
   if (table.keep()) {
     return "keeps its floats";
@@ -174,6 +186,9 @@ std::string handled(const std::string& id, const ModelGraph& graph, const QuantP
   if (id == "qkv_bias") {
     return "written as they are, in the tensor census, and part of every forward pass and error";
   }
+  if (id == "mtp") {
+    return "its tensors are written as they are";
+  }
   return "ranges by the weighted search, beside min-max and MSE below";
 }
 
@@ -185,7 +200,8 @@ Json model_hazards(const Checkpoint& checkpoint, const ModelGraph& graph) {
        {vocabulary(checkpoint, graph),
         biases(checkpoint, graph),
         swiglu_outliers(checkpoint, graph),
-        tied_embeddings(checkpoint, graph)}) {
+        tied_embeddings(checkpoint, graph),
+        draft_layer(checkpoint, graph)}) {
     if (!each.is_null()) {
       found.push_back(each);
     }
