@@ -301,6 +301,39 @@ TEST_F(Formats, PlansSayWhatIsWrongWithThem) {
 }
 
 // Families that run and are not quantized yet are refused before anything is made.
+// Engines are told what of a multimodal model is not quantized: they hold those linears too.
+TEST_F(Formats, TowersAndDraftLayersAreNamedAsKept) {
+  const std::string models = std::string(QUERN_TESTDATA) + "/random-models/";
+  for (const auto& [name, part] :
+       {std::pair<std::string, std::string>("qwen3.5-vision", "visual"), {"qwen3.5-moe", "mtp"}}) {
+    SCOPED_TRACE(name);
+    ASSERT_EQ(
+        run_quern({"quantize",
+                   models + name,
+                   "-o",
+                   at(name),
+                   "--method",
+                   "rtn",
+                   "--group-size",
+                   "32",
+                   "--format",
+                   "compressed-tensors"})
+            .code,
+        0);
+    const Json config = read_json(at(name) + "/config.json");
+    const std::string ignored = config["quantization_config"]["ignore"].dump();
+    EXPECT_NE(ignored.find(part), std::string::npos) << ignored;
+    EXPECT_TRUE(json_of({"verify", at(name), "--against", models + name})["problems"].empty());
+    std::string hazards;
+    const Json inspected = json_of({"inspect", models + name});
+    for (const Json& hazard : inspected["hazards"]) {
+      hazards += hazard["id"].get<std::string>() + " ";
+    }
+    EXPECT_NE(hazards.find(part == "visual" ? "vision" : "fused_experts"), std::string::npos)
+        << hazards;
+  }
+}
+
 // What a recipe is said to do is done.
 TEST_F(Formats, RecipesReachTheMethod) {
   const Words best = {

@@ -153,6 +153,40 @@ Json draft_layer(const Checkpoint& checkpoint, const ModelGraph& graph) {
                    "no quality: quern generate --speculative mtp");
 }
 
+Json vision_tower(const Checkpoint& checkpoint) {
+  std::uint64_t bytes = 0;
+  for (const char* module : {"model.visual", "visual"}) {
+    bytes += module_bytes(checkpoint.tensors(), module);
+  }
+  return bytes == 0 ? Json()
+                    : hazard(
+                          "vision",
+                          "low",
+                          {{"bytes", bytes}},
+                          "small, and every image goes through it: kept as it is");
+}
+
+Json experts(const ModelGraph& graph) {
+  std::int64_t layers = 0;
+  int count = 0;
+  int taken = 0;
+  for (const Block& block : graph.blocks) {
+    if (block.mixture) {
+      ++layers;
+      count = block.mixture->experts;
+      taken = block.mixture->experts_per_token;
+    }
+  }
+  return layers == 0
+             ? Json()
+             : hazard(
+                   "fused_experts",
+                   count >= 64 * taken ? "high" : "medium",
+                   {{"layers", layers}, {"experts", count}, {"experts_per_token", taken}},
+                   "an expert sees a part of the calibration only: give it many tokens; rare "
+                   "experts borrow the rows nearest to their own, and the report counts them");
+}
+
 std::string handled_table(const PlannedLinear& table) {
   if (table.keep()) {
     return "keeps its floats";
@@ -186,8 +220,11 @@ std::string handled(const std::string& id, const ModelGraph& graph, const QuantP
   if (id == "qkv_bias") {
     return "written as they are, in the tensor census, and part of every forward pass and error";
   }
-  if (id == "mtp") {
+  if (id == "mtp" || id == "vision") {
     return "its tensors are written as they are";
+  }
+  if (id == "fused_experts") {
+    return "each expert rounded on the tokens sent to it; written as matrices of their own";
   }
   return "ranges by the weighted search, beside min-max and MSE below";
 }
@@ -201,6 +238,8 @@ Json model_hazards(const Checkpoint& checkpoint, const ModelGraph& graph) {
         biases(checkpoint, graph),
         swiglu_outliers(checkpoint, graph),
         tied_embeddings(checkpoint, graph),
+        experts(graph),
+        vision_tower(checkpoint),
         draft_layer(checkpoint, graph)}) {
     if (!each.is_null()) {
       found.push_back(each);

@@ -111,6 +111,53 @@ std::vector<TensorDeclaration> declare_output(const PreparedRun& run) {
   return declarations;
 }
 
+namespace {
+
+// "M" of "M.weight".
+std::string module_of(const std::string& tensor) {
+  return tensor.substr(0, tensor.size() - std::string_view(kWeight).size());
+}
+
+// Matrices of the checkpoint outside the decoder: its vision tower, its draft layer.
+std::vector<std::string> modules_beside(const ModelGraph& graph, const TensorStore& store) {
+  constexpr std::string_view kFinalNorm = "norm.weight";
+  const std::string& last = graph.final_norm.tensor;
+  const std::string prefix = last.substr(0, last.size() - kFinalNorm.size());
+  const auto is_decoder = [&](std::string_view name) {
+    if (!name.starts_with(prefix)) {
+      return name.starts_with("lm_head.");
+    }
+    name.remove_prefix(prefix.size());
+    return name.starts_with("layers.") || name.starts_with("embed_tokens.") ||
+           name.starts_with(kFinalNorm);
+  };
+  std::vector<std::string> modules;
+  for (const auto& [name, view] : store.tensors()) {
+    if (view.shape.size() == 2 && is_16_or_32_bit_float(view.dtype) && name.ends_with(kWeight) &&
+        !is_decoder(name)) {
+      modules.push_back(module_of(name));
+    }
+  }
+  return modules;
+}
+
+// What engines must be told to leave alone besides what the plan keeps.
+std::vector<OutputModule> modules_in_floats(const ModelGraph& graph, const TensorStore& store) {
+  std::vector<std::string> names = modules_beside(graph, store);
+  for (const Block& block : graph.blocks) {
+    if (block.delta_net) {
+      names.push_back(module_of(block.delta_net->convolution));
+    }
+  }
+  std::vector<OutputModule> modules(names.size());
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    modules[i].name = names[i];
+  }
+  return modules;
+}
+
+}  // namespace
+
 Json output_config(const PreparedRun& run, const Json& meta) {
   std::vector<OutputModule> modules;
   const QuantScheme* common = nullptr;
@@ -122,6 +169,9 @@ Json output_config(const PreparedRun& run, const Json& meta) {
     if (!linear.keep() && !linear.is_table() && common == nullptr) {
       common = &linear.scheme;
     }
+  }
+  for (OutputModule& module : modules_in_floats(run.graph, run.source->tensors())) {
+    modules.push_back(std::move(module));
   }
   return run.format->config(common != nullptr ? *common : QuantScheme{}, modules, meta);
 }
