@@ -32,6 +32,20 @@ CalibrationSet calibration_of(const Imatrix& imatrix, const fs::path& path) {
   return set;
 }
 
+void check_importance_names(const ModelGraph& graph) {
+  for (const Block& block : graph.blocks) {
+    for (const Linear& linear : block.linears) {
+      if (!gguf_tensor_name(linear.weight())) {
+        throw UnsupportedError(
+            "importance files are for dense models",
+            linear.module,
+            graph.config.family + " has linears that quern has no name for in them",
+            "leave out --imatrix and --imatrix-out");
+      }
+    }
+  }
+}
+
 void check_imatrix(const Imatrix& imatrix, const ModelGraph& graph, const fs::path& path) {
   int known = 0;
   for (const Block& block : graph.blocks) {

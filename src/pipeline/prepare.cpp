@@ -4,6 +4,7 @@
 #include "format/checkpoint.h"
 #include "format/output_format.h"
 #include "pipeline/calibration_input.h"
+#include "pipeline/importance.h"
 #include "pipeline/manifest.h"
 #include "pipeline/output.h"
 #include "pipeline/planner.h"
@@ -246,6 +247,9 @@ PreparedRun prepare_quantize(const Context& ctx, const QuantizeOptions& options)
   check_tensors(run.graph, *run.source);
   if (options.planning.budget.given()) {
     refuse_sparse_and_linear(run.graph, options.model);  // gradients know dense blocks only
+  }
+  if (!options.imatrix.empty() || !options.imatrix_output.empty()) {
+    check_importance_names(run.graph);
   }
   run.head_is_copy = head_is_copy(run);
   make_plan(ctx, options, run);
