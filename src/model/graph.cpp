@@ -315,7 +315,11 @@ void refuse_sparse_and_linear(const ModelGraph& graph, const std::string& where)
 void check_tensors(const ModelGraph& graph, const Checkpoint& checkpoint) {
   const TensorStore& store = checkpoint.tensors();
   const auto require_float = [&](const std::string& name, const Shape& shape) {
-    const TensorView& view = store.require(name, shape);
+    // What is made when it is asked for has its shape without being made.
+    const auto known = store.tensors().find(name);
+    const TensorView& view = known != store.tensors().end() && known->second.shape == shape
+                                 ? known->second
+                                 : store.require(name, shape);
     if (!is_16_or_32_bit_float(view.dtype)) {
       throw UnsupportedError(
           "a tensor is not of a float type that quern computes with",
