@@ -129,7 +129,10 @@ void require_fitting_names(const EngineModel& model, EngineVerdict& verdict) {
     for (const EngineModule* part : parts) {
       names.push_back(part->name);
     }
-    const VllmLookup::Answer answer = lookup->ask(names);
+    VllmLookup::Answer answer = lookup->ask(names);
+    if (answer.any_symmetry && answer.scheme && first.scheme) {
+      answer.scheme->weights.symmetric = first.scheme->symmetric;
+    }
     const bool fits = !first.scheme ? !answer.scheme || answer.decided_by_file
                                     : answer.scheme == scheme_of(first);
     if (!fits || answer.contradicts_itself) {

@@ -515,8 +515,7 @@ void read_mixture(const Reader& reader, Json& config) {
   }
 }
 
-void read_delta_net(
-    const Reader& reader, const Architecture& architecture, std::int64_t head_dim, Json& config) {
+void read_delta_net(const Reader& reader, std::int64_t head_dim, Json& config) {
   const std::int64_t values = reader.count("ssm.time_step_rank");
   const std::int64_t dim = reader.count("ssm.state_size");
   if (reader.size("ssm.inner_size") != values * dim) {
@@ -580,7 +579,7 @@ Json config_from_gguf(const GgufFile& file) {
     read_mixture(reader, config);
   }
   if (architecture.hybrid) {
-    read_delta_net(reader, architecture, head_dim, config);
+    read_delta_net(reader, head_dim, config);
   } else if (architecture.name != "qwen2") {
     config["attention_bias"] = reader.has_tensor("blk.0.attn_q.bias");
   }

@@ -68,9 +68,8 @@ class AwqLookup : public VllmLookup {
 
   [[nodiscard]] Answer ask(std::span<const std::string> parts) const override {
     Answer answer;
-    if (skipped_.empty()) {
-      answer.decided_by_file = true;
-    }
+    answer.any_symmetry = true;
+    answer.decided_by_file = skipped_.empty();
     std::size_t skipped = 0;
     for (const std::string& part : parts) {
       const bool is_expert = part.find(kExperts) != std::string::npos;

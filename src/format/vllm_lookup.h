@@ -26,6 +26,7 @@ class VllmLookup {
 
   struct Answer {
     std::optional<ModuleScheme> scheme;  // none: floats
+    bool any_symmetry = false;  // zero points are stored, and are what they are (AWQ)
     bool decided_by_file = false;  // without a rule, by the dtypes in the file (GPTQ)
     bool contradicts_itself = false;  // parts of a merged module are named differently
   };
