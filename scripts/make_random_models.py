@@ -40,6 +40,7 @@ import math
 import random
 import struct
 import sys
+import tempfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ import PIL.ImageOps
 import safetensors.torch
 import torch
 import transformers
+from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 from transformers.modeling_layers import MtpLayer
 
@@ -104,7 +106,29 @@ class Model:
     vision: dict[str, Any] | None = None
     draft_layer: bool = False
     fused_draft_experts: bool = False  # the other form than the experts of the other layers
+    fp8: bool = False  # weights of the layers as released in FP8, scaled by blocks of 128 x 128
 
+
+# What files of GGUF take of DeltaNet: heads of one width, experts in every layer.
+SQUARE = HYBRID | {
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "tie_word_embeddings": False,
+}
+
+# Sizes that blocks of 128 divide, or that are one smaller block.
+WIDE = {
+    "hidden_size": 128,
+    "head_dim": 32,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+}
 
 MODELS = (
     Model(
@@ -275,6 +299,32 @@ MODELS = (
         draft_layer=True,
     ),
     Model(
+        "qwen3-next-square",
+        "qwen3_next",
+        torch.bfloat16,
+        SQUARE | {"intermediate_size": 96, "norm_topk_prob": True, "decoder_sparse_step": 1},
+        classic=False,
+        lengths=CHUNKS,
+    ),
+    Model("qwen3.5-moe-square", "qwen3_5_moe_text", torch.bfloat16, SQUARE, classic=False, lengths=CHUNKS),
+    Model("qwen3-fp8", "qwen3", torch.bfloat16, WIDE | {"intermediate_size": 256}, classic=False, fp8=True),
+    Model(
+        "qwen3-moe-fp8",
+        "qwen3_moe",
+        torch.bfloat16,
+        WIDE
+        | {
+            "num_hidden_layers": 1,
+            "intermediate_size": 256,
+            "moe_intermediate_size": 128,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "norm_topk_prob": True,
+        },
+        classic=False,
+        fp8=True,
+    ),
+    Model(
         "qwen3.5-vision",
         "qwen3_5",
         torch.bfloat16,
@@ -321,6 +371,9 @@ IMAGE_ROWS = (
     (11,),
 )
 
+FP8_BLOCK = 128
+FP8_LARGEST = 448.0
+
 
 @torch.no_grad()
 def randomise(model: torch.nn.Module, dtype: torch.dtype, generator: torch.Generator) -> None:
@@ -347,6 +400,61 @@ def use_classic_keys(path: Path) -> None:
     config["rope_scaling"] = None if rope.get("rope_type") == "default" else rope
     config["torch_dtype"] = config.pop("dtype")
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def blocks_of(weight: torch.Tensor) -> torch.Tensor:
+    """The largest magnitude of each block, the last ones maybe smaller."""
+    rows, columns = (-(-extent // FP8_BLOCK) for extent in weight.shape)
+    largest = torch.empty(rows, columns)
+    for row in range(rows):
+        for column in range(columns):
+            block = weight[row * FP8_BLOCK : (row + 1) * FP8_BLOCK, column * FP8_BLOCK : (column + 1) * FP8_BLOCK]
+            largest[row, column] = block.abs().max()
+    return largest
+
+
+def use_fp8(directory: Path) -> None:
+    """Replace the weights of the layers' linears by FP8 ones, in the layout of Qwen's FP8 releases."""
+    path = directory / "model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    kept = ["lm_head"]
+    for name in sorted(tensors):
+        weight = tensors[name].float()
+        if ".layers." not in name or weight.ndim != 2:
+            continue
+        if name.endswith("mlp.gate.weight"):  # the router
+            kept.append(name.removesuffix(".weight"))
+            continue
+        scale = (blocks_of(weight) / FP8_LARGEST).bfloat16()
+        spread = scale.float().repeat_interleave(FP8_BLOCK, 0).repeat_interleave(FP8_BLOCK, 1)
+        spread = spread[: weight.shape[0], : weight.shape[1]]
+        tensors[name] = (weight / spread).clamp(-FP8_LARGEST, FP8_LARGEST).to(torch.float8_e4m3fn)
+        tensors[name + "_scale_inv"] = scale
+    safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+    config = json.loads((directory / "config.json").read_text())
+    config["quantization_config"] = {
+        "activation_scheme": "dynamic",
+        "fmt": "e4m3",
+        "quant_method": "fp8",
+        "weight_block_size": [FP8_BLOCK, FP8_BLOCK],
+        "modules_to_not_convert": kept,
+    }
+    (directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def dequantize(directory: Path, out: Path) -> None:
+    """The float32 model that an FP8 one stands for, by transformers' own dequantization."""
+    tensors = safetensors.torch.load_file(directory / "model.safetensors")
+    step = Fp8Dequantize(None)
+    plain = {}
+    for name, tensor in tensors.items():
+        if not name.endswith("_scale_inv"):
+            scale = tensors.get(name + "_scale_inv")
+            plain[name] = tensor if scale is None else step._dequantize_one(tensor, scale, torch.float32)
+    safetensors.torch.save_file(plain, out / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((directory / "config.json").read_text())
+    del config["quantization_config"]
+    (out / "config.json").write_text(json.dumps(config))
 
 
 def make_ids(seed: int, lengths: tuple[int, ...]) -> list[list[int]]:
@@ -624,12 +732,17 @@ def make_model(spec: Model, directory: Path) -> None:
     (directory / "generation_config.json").unlink(missing_ok=True)
     if spec.classic:
         use_classic_keys(directory / "config.json")
+    if spec.fp8:
+        use_fp8(directory)
 
     if spec.vision is not None:
         vision_golden(spec, directory)
         return
     ids = make_ids(seed, spec.lengths)
-    logits = golden_logits(directory, ids)
+    with tempfile.TemporaryDirectory() as plain:
+        if spec.fp8:
+            dequantize(directory, Path(plain))
+        logits = golden_logits(Path(plain) if spec.fp8 else directory, ids)
     check_features_matter(spec, directory, ids, logits)
     golden = directory / "golden"
     golden.mkdir(exist_ok=True)
@@ -662,9 +775,13 @@ def check_features_matter(spec: Model, directory: Path, ids: list[list[int]], lo
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, metavar="OUT_DIR", help="gets one directory per model")
-    out: Path = parser.parse_args().out
+    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="make this model; may be repeated")
+    arguments = parser.parse_args()
+    out: Path = arguments.out
     torch.set_num_threads(1)
     for spec in MODELS:
+        if arguments.only and spec.name not in arguments.only:
+            continue
         directory = out / spec.name
         directory.mkdir(parents=True, exist_ok=True)
         for old in directory.glob("*.safetensors*"):

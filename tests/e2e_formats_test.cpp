@@ -400,9 +400,6 @@ TEST_F(Formats, MixturesAndDeltaNetAreQuantizedAndReadBack) {
   const Json experts = json_of(words);
   EXPECT_EQ(experts["linears"].size(), 4U * 6U * 3U);  // layers, experts, gate, up and down
   EXPECT_EQ(experts["experts"].size(), 4U);
-  words.insert(words.end(), {"--imatrix-out", at("x.gguf")});
-  refused(3, words, "importance files");
-  words.resize(words.size() - 2);
   words[1] = models + "qwen3.5";
   refused(2, words, "no experts");
 }

@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "base/error.h"
+#include "format/awq.h"
+#include "format/compressed_tensors_config.h"
 #include "format/engine_rules.h"
+#include "format/gptq_config.h"
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -61,7 +65,7 @@ EngineModule embedding_of(const QuantScheme& scheme) {
   module.in_features = 1024;
   module.scheme = scheme;
   module.scale_dtype = DType::kBF16;
-  module.is_embedding = true;
+  module.kind = EngineKind::kEmbedding;
   module.split = EngineSplit::kNone;
   return module;
 }
@@ -240,6 +244,308 @@ TEST(EngineRules, LargestTensorParallelSize) {
   EXPECT_EQ(largest_tensor_parallel(three), 16);
   three.modules[4].out_features = 3072 + 16;
   EXPECT_EQ(largest_tensor_parallel(three), 1);
+}
+
+// --- mixtures of experts and DeltaNet ------------------------------------------------------------
+
+// A Qwen3.5-MoE with vision tower and draft layer: DeltaNet in layer 0, attention in layer 1, two
+// experts in each. Routers, gates, tower and draft keep their floats.
+EngineModel moe_model(const std::string& format, const QuantScheme& scheme = kUsual) {
+  EngineModel model;
+  model.format = format;
+  model.family = "qwen3_5_moe";
+  model.multimodal = true;
+  model.heads = 16;
+  model.kv_heads = 4;
+  model.experts = 16;
+  model.delta_net = {16, 32};
+  const auto add = [&](const std::string& name,
+                       std::int64_t out,
+                       std::int64_t in,
+                       EngineSplit split,
+                       EngineKind kind = EngineKind::kLinear,
+                       bool quantized = true) {
+    EngineModule module;
+    module.name = name;
+    module.out_features = out;
+    module.in_features = in;
+    module.split = split;
+    module.kind = kind;
+    module.scale_dtype = DType::kBF16;
+    if (quantized) {
+      module.scheme = scheme;
+    }
+    model.modules.push_back(module);
+  };
+  constexpr EngineSplit kAll = EngineSplit::kNone;
+  for (int layer = 0; layer < 2; ++layer) {
+    const std::string prefix = "model.language_model.layers." + std::to_string(layer) + ".";
+    if (layer == 0) {
+      add(prefix + "linear_attn.in_proj_qkv", 8192, 2048, EngineSplit::kOutputs);
+      add(prefix + "linear_attn.in_proj_z", 4096, 2048, EngineSplit::kOutputs);
+      for (const char* gate : {"in_proj_b", "in_proj_a"}) {
+        add(prefix + "linear_attn." + gate,
+            32,
+            2048,
+            EngineSplit::kOutputs,
+            EngineKind::kLinear,
+            false);
+      }
+      add(prefix + "linear_attn.out_proj", 2048, 4096, EngineSplit::kInputs);
+    } else {
+      add(prefix + "self_attn.q_proj", 8192, 2048, EngineSplit::kOutputs);
+      add(prefix + "self_attn.k_proj", 1024, 2048, EngineSplit::kKeyValueHeads);
+      add(prefix + "self_attn.v_proj", 1024, 2048, EngineSplit::kKeyValueHeads);
+      add(prefix + "self_attn.o_proj", 2048, 4096, EngineSplit::kInputs);
+    }
+    add(prefix + "mlp.gate", 16, 2048, kAll, EngineKind::kGate, false);
+    add(prefix + "mlp.shared_expert_gate", 1, 2048, kAll, EngineKind::kGate, false);
+    for (const std::string expert : {"shared_expert", "experts.0", "experts.1"}) {
+      const EngineKind kind = expert == "shared_expert" ? EngineKind::kLinear : EngineKind::kExpert;
+      add(prefix + "mlp." + expert + ".gate_proj", 512, 2048, EngineSplit::kOutputs, kind);
+      add(prefix + "mlp." + expert + ".up_proj", 512, 2048, EngineSplit::kOutputs, kind);
+      add(prefix + "mlp." + expert + ".down_proj", 2048, 512, EngineSplit::kInputs, kind);
+    }
+  }
+  for (const char* beside :
+       {"model.visual.blocks.0.attn.qkv",
+        "model.visual.merger.linear_fc1",
+        "mtp.fc",
+        "mtp.layers.0.self_attn.q_proj",
+        "mtp.layers.0.mlp.experts.0.down_proj"}) {
+    add(beside, 0, 0, kAll, EngineKind::kBeside, false);
+  }
+  return model;
+}
+
+EngineModule& module_of(EngineModel& model, const std::string& end) {
+  return *std::find_if(model.modules.begin(), model.modules.end(), [&](const EngineModule& each) {
+    return each.name.ends_with(end);
+  });
+}
+
+void for_experts_of(
+    EngineModel& model,
+    const std::string& layer,
+    const std::function<void(EngineModule&)>& change) {
+  for (EngineModule& module : model.modules) {
+    if (module.name.find("." + layer + ".mlp.experts.") != std::string::npos &&
+        !module.name.starts_with("mtp")) {
+      change(module);
+    }
+  }
+}
+
+// What quern writes for such a model.
+Json written_config(const EngineModel& model) {
+  std::vector<GptqModule> gptq;
+  std::vector<SchemedModule> awq;
+  std::vector<CompressedModule> compressed;
+  for (const EngineModule& module : model.modules) {
+    gptq.push_back({module.name, module.scheme});
+    awq.push_back({module.name, {}});
+    compressed.push_back({module.name, {}});
+    if (module.scheme) {
+      awq.back().scheme = ModuleScheme{*module.scheme};
+      CompressedForm form;
+      form.scheme = *module.scheme;
+      form.activation = module.activation;
+      form.layout =
+          module.activation.active() ? CompressedLayout::kInteger : CompressedLayout::kPacked;
+      compressed.back().form = form;
+    }
+  }
+  if (model.format == "gptq") {
+    return gptq_config_json(kUsual, GptqVersion::kV1, gptq);
+  }
+  return model.format == "awq" ? awq_config_json(kUsual, awq) : compressed_config_json(compressed);
+}
+
+EngineModel written(EngineModel model) {
+  model.quantization = written_config(model);
+  return model;
+}
+
+TEST(EngineRulesMoe, WhatQuernWritesLoads) {
+  for (const char* format : {"gptq", "awq", "compressed-tensors"}) {
+    const EngineVerdict found = verdict("vllm", written(moe_model(format)));
+    EXPECT_TRUE(found.problems.empty()) << format << ": " << found.problems.front();
+    // Layer 1 in 8 bits, experts of layer 0 in floats.
+    EngineModel mixed = moe_model(format);
+    if (std::string(format) != "awq") {
+      for_experts_of(mixed, "1", [](EngineModule& each) { each.scheme = {8, true, 128}; });
+    }
+    for_experts_of(mixed, "0", [](EngineModule& each) { each.scheme.reset(); });
+    const EngineVerdict other = verdict("vllm", written(mixed));
+    EXPECT_TRUE(other.problems.empty()) << format << ": " << other.problems.front();
+  }
+}
+
+TEST(EngineRulesMoe, TheConfigurationExceptsWhatKeepsItsFloats) {
+  const Json ignore = written_config(moe_model("compressed-tensors"))["ignore"];
+  const auto matches = [&](const std::string& name) {
+    return std::any_of(ignore.begin(), ignore.end(), [&](const Json& entry) {
+      const auto text = entry.get<std::string>();
+      return text.starts_with("re:") ? ModulePattern(text.substr(3), "t").matches(name)
+                                     : text == name;
+    });
+  };
+  for (const char* name :
+       {"language_model.model.layers.0.mlp.gate",
+        "language_model.model.layers.1.mlp.shared_expert_gate",
+        "language_model.model.layers.0.linear_attn.in_proj_a",
+        "language_model.model.layers.0.linear_attn.in_proj_ba",
+        "visual.blocks.0.attn.qkv",
+        "model.visual.merger.linear_fc1",
+        "mtp.layers.0.mlp.experts",
+        "mtp.fc",
+        "lm_head",
+        "language_model.lm_head"}) {
+    EXPECT_TRUE(matches(name)) << name;
+  }
+  for (const char* name :
+       {"language_model.model.layers.0.mlp.experts.0.gate_proj",
+        "language_model.model.layers.0.mlp.shared_expert.gate_proj",
+        "language_model.model.layers.0.linear_attn.in_proj_qkvz"}) {
+    EXPECT_FALSE(matches(name)) << name;
+  }
+  const Json skipped = written_config(moe_model("awq"))["modules_to_not_convert"];
+  EXPECT_NE(std::find(skipped.begin(), skipped.end(), "visual."), skipped.end());
+  EXPECT_NE(std::find(skipped.begin(), skipped.end(), "mtp."), skipped.end());
+}
+
+TEST(EngineRulesMoe, ExpertsOfALayerAreAlike) {
+  for (const char* format : {"gptq", "compressed-tensors"}) {
+    for (const char* expert : {"1.mlp.experts.1.down_proj", "0.mlp.experts.0.gate_proj"}) {
+      EngineModel model = moe_model(format);
+      module_of(model, expert).scheme = QuantScheme{8, true, 128};
+      EXPECT_TRUE(mentions(verdict("vllm", model).problems, "different schemes")) << format;
+      module_of(model, expert).scheme.reset();  // a rare expert that was left out
+      EXPECT_TRUE(mentions(verdict("vllm", model).problems, "different schemes")) << format;
+    }
+    EngineModel delta = moe_model(format);
+    module_of(delta, "in_proj_z").scheme.reset();
+    EXPECT_TRUE(mentions(verdict("vllm", delta).problems, "in_proj_z")) << format;
+    EngineModel gates = moe_model(format);
+    module_of(gates, "in_proj_a").scheme = kUsual;
+    EXPECT_TRUE(mentions(verdict("vllm", gates).problems, "in_proj_a")) << format;
+  }
+}
+
+TEST(EngineRulesMoe, RoutersAndSharedGatesStayInFloats) {
+  for (const char* gate : {"0.mlp.gate", "1.mlp.shared_expert_gate"}) {
+    EngineModel model = moe_model("compressed-tensors");
+    module_of(model, gate).scheme = kUsual;
+    EXPECT_TRUE(mentions(verdict("vllm", model).problems, "routers and gates")) << gate;
+  }
+}
+
+TEST(EngineRulesMoe, ExpertsHaveFewerSchemesThanLinears) {
+  for (const int bits : {2, 3, 4, 5, 6, 7, 8}) {
+    EngineModel model = moe_model("compressed-tensors", {bits, true, 128});
+    EXPECT_EQ(mentions(verdict("vllm", model).problems, "4 or 8 bits only"), bits != 4 && bits != 8)
+        << bits;
+  }
+  for (const bool dynamic : {true, false}) {
+    EngineModel model = moe_model("compressed-tensors", {8, true, 0});
+    for (EngineModule& module : model.modules) {
+      if (module.scheme) {
+        module.activation.bits = 8;
+        module.activation.dynamic = dynamic;
+      }
+    }
+    EXPECT_EQ(loads("vllm", written(model)), dynamic);
+  }
+  EngineModel partial = moe_model("gptq");
+  for_experts_of(partial, "0", [](EngineModule& each) {
+    each.in_features = each.in_features == 512 ? 320 : each.in_features;
+  });
+  EXPECT_TRUE(mentions(verdict("vllm", partial).problems, "whole words and groups"));
+}
+
+// Rules that are right for the names of the file only.
+TEST(EngineRulesMoe, ConfigurationsAreAskedUnderTheEnginesNames) {
+  const auto misfit = [](const EngineModel& model, const std::string& name) {
+    EXPECT_TRUE(mentions(verdict("vllm", model).problems, "under vLLM's names")) << name;
+    EXPECT_TRUE(mentions(verdict("vllm", model).problems, name)) << name;
+  };
+  EngineModel gptq = moe_model("gptq");
+  for_experts_of(gptq, "0", [](EngineModule& each) { each.scheme.reset(); });
+  gptq.quantization = {
+      {"quant_method", "gptq"},
+      {"bits", 4},
+      {"group_size", 128},
+      {"sym", true},
+      {"desc_act", false}};
+  gptq.quantization["dynamic"]["-:.*mtp.*"] = Json::object();
+  misfit(gptq, "language_model.model.layers.0.mlp.experts");
+  gptq.quantization["dynamic"][R"(-:model\.language_model\.layers\.0\.mlp\.experts)"] =
+      Json::object();
+  misfit(gptq, "language_model.model.layers.0.mlp.experts");
+  gptq.quantization["dynamic"][R"(-:.*\.layers\.0\.mlp\.experts)"] = Json::object();
+  EXPECT_TRUE(loads("vllm", gptq));
+  // The parts of a merged module only.
+  EngineModel eight = moe_model("gptq");
+  for (const char* name : {"q_proj", "k_proj", "v_proj"}) {
+    module_of(eight, std::string("self_attn.") + name).scheme = QuantScheme{8, true, 128};
+  }
+  eight.quantization = gptq.quantization;
+  eight.quantization["dynamic"] = Json::object();
+  eight.quantization["dynamic"]["-:.*mtp.*"] = Json::object();
+  eight.quantization["dynamic"][R"(+:.*\.self_attn\.(q|k|v)_proj$)"] = {{"bits", 8}};
+  misfit(eight, "self_attn.qkv_proj");
+
+  EngineModel compressed = written(moe_model("compressed-tensors"));
+  Json kept = Json::array();
+  for (const Json& entry : compressed.quantization["ignore"]) {
+    if (entry.get<std::string>().find("visual") == std::string::npos) {
+      kept.push_back(entry);
+    }
+  }
+  EngineModel tower = compressed;
+  tower.quantization["ignore"] = kept;
+  misfit(tower, "visual.");
+  // Names are mapped with the modules, expressions are not.
+  tower.quantization["ignore"].push_back("model.visual.blocks.0.attn.qkv");
+  tower.quantization["ignore"].push_back("model.visual.merger.linear_fc1");
+  EXPECT_TRUE(loads("vllm", tower));
+  tower.quantization["ignore"] = kept;
+  tower.quantization["ignore"].push_back(R"(re:model\.visual\..*)");
+  misfit(tower, "visual.");
+
+  EngineModel awq = written(moe_model("awq"));
+  awq.quantization["modules_to_not_convert"] = {
+      "lm_head", "mlp.gate", "in_proj_a", "in_proj_b", "mtp."};
+  misfit(awq, "visual.");
+}
+
+TEST(EngineRulesMoe, DraftLayersNeedARuleInGptq) {
+  EngineModel model = written(moe_model("gptq"));
+  ASSERT_TRUE(loads("vllm", model));
+  model.quantization["dynamic"].erase("-:.*mtp.*");
+  EXPECT_TRUE(mentions(verdict("vllm", model).problems, "-:.*mtp.*"));
+  EngineModel quantized = moe_model("gptq");
+  for (EngineModule& module : quantized.modules) {
+    if (module.name.starts_with("mtp.layers.")) {
+      module.scheme = kUsual;
+    }
+  }
+  EXPECT_TRUE(loads("vllm", written(quantized)));
+  quantized.quantization = model.quantization;
+  quantized.quantization["dynamic"]["-:.*mtp.*"] = Json::object();
+  EXPECT_TRUE(mentions(verdict("vllm", quantized).problems, "draft layers"));
+}
+
+TEST(EngineRulesMoe, TensorParallelSizes) {
+  // 512 inputs of experts in groups of 128 are four; shared gates and routers are on every device.
+  EXPECT_EQ(largest_tensor_parallel(moe_model("gptq")), 4);
+  EXPECT_EQ(largest_tensor_parallel(moe_model("compressed-tensors", {4, true, 32})), 16);
+  EngineModel heads = moe_model("compressed-tensors", {4, true, 32});
+  heads.delta_net = {2, 32};
+  EXPECT_EQ(largest_tensor_parallel(heads), 2);
+  EngineModel experts = moe_model("compressed-tensors", {4, true, 32});
+  experts.experts = 8;
+  EXPECT_EQ(largest_tensor_parallel(experts), 8);
 }
 
 }  // namespace

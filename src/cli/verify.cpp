@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "cli/verb.h"
 #include "format/checkpoint.h"
+#include "format/derived_checkpoint.h"
 
 #include <fmt/format.h>
 
@@ -42,7 +43,7 @@ int run_verify(Session& session, const VerifyArguments& arguments) {
   const auto checkpoint = open_checkpoint(resolve_model(arguments.model));
   std::unique_ptr<Checkpoint> source;
   if (!arguments.against.empty()) {
-    source = open_checkpoint(resolve_model(arguments.against));
+    source = with_plain_weights(open_checkpoint(resolve_model(arguments.against)));
   }
   Json document = verify_checkpoint(session.context(), *checkpoint, source.get(), arguments.engine);
   document["model"] = arguments.model;

@@ -290,6 +290,21 @@ AwqConfig read_awq_config(const Json& json, const std::string& where) {
   return config;
 }
 
+namespace {
+
+// What of the name of a module in floats readers are to look for: names of theirs that hold all of
+// a layer's experts, the vision tower and the draft layers as a whole.
+std::string skipped_part(const std::string& module) {
+  if (module.starts_with("mtp.")) {
+    return "mtp.";
+  }
+  return module.starts_with("model.visual.")             ? "visual."
+         : module.find(".experts.") != std::string::npos ? merged_name(module)
+                                                         : module;
+}
+
+}  // namespace
+
 Json awq_config_json(
     const QuantScheme& scheme, std::span<const SchemedModule> modules, const Json& meta) {
   (void)module_rules(modules);  // merged modules are quantized as a whole
@@ -297,7 +312,10 @@ Json awq_config_json(
   bool lm_head = false;
   for (const SchemedModule& module : modules) {
     if (!module.scheme) {
-      unconverted.push_back(module.name);
+      const std::string part = skipped_part(module.name);
+      if (std::find(unconverted.begin(), unconverted.end(), part) == unconverted.end()) {
+        unconverted.push_back(part);
+      }
       continue;
     }
     lm_head = lm_head || module.name == "lm_head";

@@ -242,6 +242,15 @@ std::optional<ModuleScheme> most_frequent(std::span<const ModuleRule> rules) {
   return best == counts.end() ? std::nullopt : std::optional(best->first);
 }
 
+// Whether there are draft layers, and all of them keep their floats.
+bool has_plain_draft(std::span<const ModuleRule> rules) {
+  const auto draft = [](const ModuleRule& rule) { return rule.is_draft; };
+  return std::any_of(rules.begin(), rules.end(), draft) &&
+         std::none_of(rules.begin(), rules.end(), [&](const ModuleRule& rule) {
+           return draft(rule) && rule.scheme.has_value();
+         });
+}
+
 SchemedModule schemed(const CompressedModule& module) {
   SchemedModule named{module.name, {}};
   if (module.form) {
@@ -375,12 +384,13 @@ Json compressed_config_json(std::span<const CompressedModule> modules) {
   Groups drafts;
   Groups special;
   Json ignore = Json::array();
+  const bool plain_draft = has_plain_draft(rules);
   for (const ModuleRule& rule : rules) {
-    if (!rule.scheme) {
+    if (!rule.scheme && !(rule.is_draft && plain_draft)) {
       ignore.push_back(target_of(rule));
-    } else if (rule.is_draft) {
+    } else if (rule.is_draft && !plain_draft) {
       targets_of(drafts, *rule.scheme).push_back(target_of(rule));
-    } else if (rule.scheme != common) {
+    } else if (rule.scheme && rule.scheme != common) {
       targets_of(special, *rule.scheme).push_back(target_of(rule));
     }
   }
@@ -391,6 +401,14 @@ Json compressed_config_json(std::span<const CompressedModule> modules) {
         return rule.tail == "lm_head";
       })) {
     ignore.push_back("lm_head");  // a Linear in transformers
+    if (std::any_of(modules.begin(), modules.end(), [](const CompressedModule& module) {
+          return module.name.starts_with("model.language_model.");
+        })) {
+      ignore.push_back(std::string(kExpression) + R"(.*\.lm_head$)");  // engines' prefixes
+    }
+  }
+  if (plain_draft) {
+    ignore.push_back(std::string(kExpression) + ".*mtp.*");
   }
   // Draft layers first: a rule for layer 0 also matches layer 0 of the draft model.
   Groups groups = std::move(drafts);

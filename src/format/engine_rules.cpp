@@ -3,6 +3,7 @@
 
 #include "base/error.h"
 #include "format/merged_modules.h"
+#include "format/vllm_lookup.h"
 
 #include <fmt/format.h>
 
@@ -11,6 +12,7 @@
 #include <functional>
 #include <initializer_list>
 #include <map>
+#include <memory>
 #include <utility>
 
 namespace quern {
@@ -65,18 +67,18 @@ bool is_weight_only(const EngineModule& module) {
   return !module.activation.active();
 }
 
+std::optional<ModuleScheme> scheme_of(const EngineModule& module) {
+  if (!module.scheme) {
+    return std::nullopt;
+  }
+  return ModuleScheme{
+      *module.scheme,
+      module.activation.bits,
+      module.activation.dynamic || !module.activation.active()};
+}
+
 // Parts of merged modules must have one scheme.
 void require_equal_parts(const EngineModel& model, EngineVerdict& verdict) {
-  const auto scheme_of = [](const EngineModule& module) {
-    std::optional<ModuleScheme> scheme;
-    if (module.scheme) {
-      scheme = ModuleScheme{
-          *module.scheme,
-          module.activation.bits,
-          module.activation.dynamic || !module.activation.active()};
-    }
-    return scheme;
-  };
   std::map<std::string, const EngineModule*> merged;
   for (const EngineModule& module : model.modules) {
     const auto [entry, fresh] = merged.emplace(merged_name(module.name), &module);
@@ -87,6 +89,67 @@ void require_equal_parts(const EngineModel& model, EngineVerdict& verdict) {
           module.name));
       return;
     }
+  }
+}
+
+// The linears of one engine module, in the order of the file.
+using MergedModules = std::map<std::string, std::vector<const EngineModule*>>;
+
+MergedModules merged_modules(const EngineModel& model) {
+  MergedModules merged;
+  for (const EngineModule& module : model.modules) {
+    merged[merged_name(module.name)].push_back(&module);
+  }
+  return merged;
+}
+
+// The configuration, asked under vLLM's names, must say what the file holds.
+void require_fitting_names(const EngineModel& model, EngineVerdict& verdict) {
+  if (model.quantization.is_null()) {
+    return;
+  }
+  const std::unique_ptr<VllmLookup> lookup = vllm_lookup(
+      model.format, model.quantization, model.multimodal, "config.json: quantization_config");
+  if (lookup == nullptr) {
+    return;
+  }
+  std::vector<std::string> misfits;
+  bool has_plain_draft = false;
+  bool has_quantized_draft = false;
+  for (const auto& [name, parts] : merged_modules(model)) {
+    const EngineModule& first = *parts.front();
+    if (first.kind == EngineKind::kGate || first.kind == EngineKind::kEmbedding ||
+        (first.kind == EngineKind::kHead && !first.scheme)) {
+      continue;  // never asked for
+    }
+    if (first.name.starts_with("mtp.layers.")) {
+      (first.scheme ? has_quantized_draft : has_plain_draft) = true;
+    }
+    std::vector<std::string> names;
+    for (const EngineModule* part : parts) {
+      names.push_back(part->name);
+    }
+    VllmLookup::Answer answer = lookup->ask(names);
+    if (answer.any_symmetry && answer.scheme && first.scheme) {
+      answer.scheme->weights.symmetric = first.scheme->symmetric;
+    }
+    const bool fits = !first.scheme ? !answer.scheme || answer.decided_by_file
+                                    : answer.scheme == scheme_of(first);
+    if (!fits || answer.contradicts_itself) {
+      misfits.push_back(vllm_name(first.name, model.multimodal));
+    }
+  }
+  if (!misfits.empty()) {
+    verdict.problems.push_back(fmt::format(
+        "the configuration, under vLLM's names of modules, does not say what the file holds: {}{}",
+        misfits.front(),
+        misfits.size() == 1 ? "" : fmt::format(" and {} more", misfits.size() - 1)));
+  }
+  if (is_gptq(model) && has_plain_draft && !lookup->keeps_draft()) {
+    verdict.problems.emplace_back(R"(draft layers in floats need a rule "-:.*mtp.*")");
+  }
+  if (is_gptq(model) && has_quantized_draft && lookup->keeps_draft()) {
+    verdict.problems.emplace_back("quantized draft layers, and a rule that says that they are not");
   }
 }
 
@@ -108,7 +171,20 @@ void require_plain_embeddings(const EngineModel& model, EngineVerdict& verdict) 
   list_modules(
       model,
       "no quantized embeddings in this format",
-      [](const EngineModule& module, const QuantScheme&) { return module.is_embedding; },
+      [](const EngineModule& module, const QuantScheme&) {
+        return module.kind == EngineKind::kEmbedding;
+      },
+      verdict.problems);
+}
+
+// qwen3_next.py, qwen3_moe.py and qwen2_moe.py make them with quant_config=None.
+void require_plain_gates(const EngineModel& model, EngineVerdict& verdict) {
+  list_modules(
+      model,
+      "routers and gates of shared experts are loaded in floats only",
+      [](const EngineModule& module, const QuantScheme&) {
+        return module.kind == EngineKind::kGate;
+      },
       verdict.problems);
 }
 
@@ -131,6 +207,13 @@ void judge_marlin_gptq(const EngineModel& model, EngineVerdict& verdict) {
 
 void judge_vllm_gptq(const EngineModel& model, EngineVerdict& verdict) {
   judge_marlin_gptq(model, verdict);
+  list_modules(
+      model,
+      "inputs that do not fill whole words and groups",
+      [](const EngineModule& module, const QuantScheme& scheme) {
+        return !fills_inputs(scheme, module.in_features);
+      },
+      verdict.problems);
   // gptq_utils.py normalize_and_validate_gptq_desc_act
   const bool grouped =
       std::any_of(model.modules.begin(), model.modules.end(), [](const EngineModule& module) {
@@ -156,7 +239,7 @@ void judge_vllm_embeddings(const EngineModel& model, EngineVerdict& verdict) {
       "qwen2", "qwen2_moe", "qwen3", "qwen3_moe"};
   const auto embedding =
       std::find_if(model.modules.begin(), model.modules.end(), [](const EngineModule& module) {
-        return module.is_embedding && module.scheme;
+        return module.kind == EngineKind::kEmbedding && module.scheme;
       });
   if (embedding == model.modules.end()) {
     return;
@@ -199,6 +282,16 @@ void judge_vllm_compressed(const EngineModel& model, EngineVerdict& verdict) {
                (!scheme.symmetric || module.activation.bits != 8 || (!w8 && !w4));
       },
       verdict.problems);
+  // compressed_tensors_moe_wna16_marlin.py, compressed_tensors_moe.py
+  list_modules(
+      model,
+      "experts: 4 or 8 bits only, integer inputs only with dynamic scales",
+      [](const EngineModule& module, const QuantScheme& scheme) {
+        return module.kind == EngineKind::kExpert &&
+               (!is_one_of(scheme.bits, {4, 8}) ||
+                (!is_weight_only(module) && !module.activation.dynamic));
+      },
+      verdict.problems);
   const auto has_kernel = [](const QuantScheme& scheme) {
     return scheme.bits == 4 || (scheme.bits == 8 && scheme.symmetric);
   };
@@ -206,15 +299,16 @@ void judge_vllm_compressed(const EngineModel& model, EngineVerdict& verdict) {
       model,
       "needs the optional Humming kernels (CUDA)",
       [&](const EngineModule& module, const QuantScheme& scheme) {
-        return is_weight_only(module) && !module.is_embedding && !has_kernel(scheme);
+        return is_weight_only(module) && module.kind != EngineKind::kEmbedding &&
+               !has_kernel(scheme);
       },
       verdict.notes);
   list_modules(
       model,
       "no Marlin kernel for these groups",
       [&](const EngineModule& module, const QuantScheme& scheme) {
-        return is_weight_only(module) && !module.is_embedding && has_kernel(scheme) &&
-               !is_marlin_group(scheme);
+        return is_weight_only(module) && module.kind != EngineKind::kEmbedding &&
+               has_kernel(scheme) && !is_marlin_group(scheme);
       },
       verdict.notes);
   list_modules(
@@ -231,8 +325,10 @@ void judge_vllm(const EngineModel& model, EngineVerdict& verdict) {
     verdict.problems.emplace_back("GGUF is in a plugin, not in its core");
     return;
   }
-  require_known_format(model, {"dense", "gptq", "awq", "compressed-tensors"}, verdict);
+  require_known_format(model, {"dense", "gptq", "awq", "compressed-tensors", "fp8"}, verdict);
   require_equal_parts(model, verdict);
+  require_plain_gates(model, verdict);
+  require_fitting_names(model, verdict);
   if (is_gptq(model)) {
     judge_vllm_gptq(model, verdict);
   } else if (model.format == "awq") {
@@ -291,7 +387,8 @@ void judge_sglang_compressed(const EngineModel& model, EngineVerdict& verdict) {
 }
 
 void judge_sglang(const EngineModel& model, EngineVerdict& verdict) {
-  require_known_format(model, {"dense", "gptq", "awq", "compressed-tensors", "gguf"}, verdict);
+  require_known_format(
+      model, {"dense", "gptq", "awq", "compressed-tensors", "fp8", "gguf"}, verdict);
   require_equal_parts(model, verdict);
   if (is_gptq(model)) {
     judge_sglang_gptq(model, verdict);
@@ -314,7 +411,9 @@ void judge_transformers_compressed(const EngineModel& model, EngineVerdict& verd
   list_modules(
       model,
       "quantized embeddings do not load (compressed-tensors 0.20.0)",
-      [](const EngineModule& module, const QuantScheme&) { return module.is_embedding; },
+      [](const EngineModule& module, const QuantScheme&) {
+        return module.kind == EngineKind::kEmbedding;
+      },
       verdict.problems);
   list_modules(
       model,
@@ -331,7 +430,8 @@ void judge_transformers_compressed(const EngineModel& model, EngineVerdict& verd
 }
 
 void judge_transformers(const EngineModel& model, EngineVerdict& verdict) {
-  require_known_format(model, {"dense", "gptq", "awq", "compressed-tensors", "gguf"}, verdict);
+  require_known_format(
+      model, {"dense", "gptq", "awq", "compressed-tensors", "fp8", "gguf"}, verdict);
   if (is_gptq(model)) {
     require_plain_embeddings(model, verdict);
     // Through optimum, which does not read `dynamic`.
@@ -416,7 +516,10 @@ std::int64_t largest_tensor_parallel(const EngineModel& model) {
   std::int64_t largest = 1;
   for (std::int64_t devices = 2; devices <= kMost; devices *= 2) {
     const bool heads = model.heads % devices == 0 &&
-                       (model.kv_heads % devices == 0 || devices % model.kv_heads == 0);
+                       (model.kv_heads % devices == 0 || devices % model.kv_heads == 0) &&
+                       (!model.delta_net || (model.delta_net->key_heads % devices == 0 &&
+                                             model.delta_net->value_heads % devices == 0)) &&
+                       (model.experts == 0 || devices <= model.experts);
     if (heads &&
         std::all_of(model.modules.begin(), model.modules.end(), [&](const EngineModule& module) {
           return divides(model, module, devices);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include "base/json.h"
 #include "quant/scheme.h"
 #include "tensor/tensor.h"
 
@@ -20,6 +21,16 @@ namespace quern {
 // How tensor parallelism divides a module.
 enum class EngineSplit { kOutputs, kKeyValueHeads, kInputs, kNone };
 
+// What a module is to engines.
+enum class EngineKind {
+  kLinear,
+  kExpert,  // routed: all of a layer are one module
+  kGate,  // router, gate of a shared expert: made without quantization
+  kEmbedding,
+  kHead,
+  kBeside  // of the vision tower or the draft layers
+};
+
 // A linear, or the table of embeddings, as an engine sees it.
 struct EngineModule {
   std::string name;
@@ -29,9 +40,14 @@ struct EngineModule {
   DType scale_dtype = DType::kF16;
   ActivationScheme activation;
   bool act_order = false;  // has a group index
-  bool is_embedding = false;
-  bool is_head = false;
+  EngineKind kind = EngineKind::kLinear;
   EngineSplit split = EngineSplit::kOutputs;
+};
+
+// DeltaNet layers; engines give each device whole heads.
+struct EngineDeltaNet {
+  std::int64_t key_heads = 0;
+  std::int64_t value_heads = 0;
 };
 
 struct EngineModel {
@@ -42,6 +58,10 @@ struct EngineModel {
   bool says_desc_act = false;  // GPTQ: `desc_act` of the configuration
   std::int64_t heads = 1;
   std::int64_t kv_heads = 1;
+  std::int64_t experts = 0;
+  std::optional<EngineDeltaNet> delta_net;
+  bool multimodal = false;  // of a class …ForConditionalGeneration
+  Json quantization;  // quantization_config of config.json; null: none
   std::vector<EngineModule> modules;
 };
 

@@ -53,6 +53,10 @@ struct CheckpointFormat {
 [[nodiscard]] bool is_compressed_tensors(const CheckpointSource& source);
 [[nodiscard]] std::unique_ptr<Checkpoint> open_compressed_tensors(CheckpointSource source);
 
+// fp8_checkpoint.cpp: Qwen's releases with 8-bit floats, scaled by block.
+[[nodiscard]] bool is_fp8(const CheckpointSource& source);
+[[nodiscard]] std::unique_ptr<Checkpoint> open_fp8(CheckpointSource source);
+
 // quern_checkpoint.cpp: quern's own container.
 [[nodiscard]] bool is_quern(const CheckpointSource& source);
 [[nodiscard]] std::unique_ptr<Checkpoint> open_quern(CheckpointSource source);

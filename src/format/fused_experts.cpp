@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "format/fused_experts.h"
 
+#include "tensor/divided.h"
+
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -16,10 +18,13 @@ namespace {
 constexpr std::string_view kGateUp = ".experts.gate_up_proj";
 constexpr std::string_view kDown = ".experts.down_proj";
 
-class SplitStore : public TensorStore {
+class SplitStore : public DividedStore {
  public:
-  SplitStore(std::unique_ptr<TensorStore> store, std::map<std::string, TensorView> tensors)
-      : store_(std::move(store)), tensors_(std::move(tensors)) {}
+  SplitStore(
+      std::unique_ptr<TensorStore> store,
+      std::map<std::string, TensorView> tensors,
+      std::map<std::string, std::int64_t> divided)
+      : store_(std::move(store)), tensors_(std::move(tensors)), divided_(std::move(divided)) {}
 
   [[nodiscard]] const TensorView* find(const std::string& name) const override {
     const auto found = tensors_.find(name);
@@ -29,10 +34,12 @@ class SplitStore : public TensorStore {
     return tensors_;
   }
   void release(const TensorView& view) const override { store_->release(view); }
+  [[nodiscard]] std::map<std::string, std::int64_t> divided() const override { return divided_; }
 
  private:
   std::unique_ptr<TensorStore> store_;
   std::map<std::string, TensorView> tensors_;
+  std::map<std::string, std::int64_t> divided_;
 };
 
 // Rows [begin, begin + rows) of all rows of a tensor [experts, …, width].
@@ -57,7 +64,7 @@ bool fits(const TensorView& gate_up, const TensorView* down) {
 
 std::unique_ptr<TensorStore> split_fused_experts(std::unique_ptr<TensorStore> store) {
   std::map<std::string, TensorView> tensors = store->tensors();
-  bool found = false;
+  std::map<std::string, std::int64_t> divided;
   for (const auto& [name, gate_up] : store->tensors()) {
     if (!name.ends_with(kGateUp)) {
       continue;
@@ -67,7 +74,8 @@ std::unique_ptr<TensorStore> split_fused_experts(std::unique_ptr<TensorStore> st
     if (!fits(gate_up, down)) {
       continue;
     }
-    found = true;
+    divided[name] = 2 * gate_up.shape[0];
+    divided[base + std::string(kDown)] = gate_up.shape[0];
     const std::int64_t width = down->shape[2];
     for (std::int64_t e = 0; e < gate_up.shape[0]; ++e) {
       const std::string expert = fmt::format("{}.experts.{}.", base, e);
@@ -78,10 +86,10 @@ std::unique_ptr<TensorStore> split_fused_experts(std::unique_ptr<TensorStore> st
     tensors.erase(name);
     tensors.erase(base + std::string(kDown));
   }
-  if (!found) {
+  if (divided.empty()) {
     return store;
   }
-  return std::make_unique<SplitStore>(std::move(store), std::move(tensors));
+  return std::make_unique<SplitStore>(std::move(store), std::move(tensors), std::move(divided));
 }
 
 }  // namespace quern

@@ -18,13 +18,22 @@ struct Architecture {
   std::string_view name;  // in GGUF
   std::string_view model_type;  // in config.json, when it is read back
   std::string_view class_name;
+  bool mixture = false;
+  bool hybrid = false;  // DeltaNet layers between those of attention
 };
 
-constexpr std::array<Architecture, 3> kArchitectures = {{
+constexpr std::array<Architecture, 7> kArchitectures = {{
     {"qwen2", "qwen2", "Qwen2ForCausalLM"},
     {"qwen3", "qwen3", "Qwen3ForCausalLM"},
     {"llama", "llama", "LlamaForCausalLM"},
+    {"qwen3moe", "qwen3_moe", "Qwen3MoeForCausalLM", true},
+    {"qwen3next", "qwen3_next", "Qwen3NextForCausalLM", true, true},
+    {"qwen35", "qwen3_5_text", "Qwen3_5ForCausalLM", false, true},
+    {"qwen35moe", "qwen3_5_moe_text", "Qwen3_5MoeForCausalLM", true, true},
 }};
+
+constexpr const char* kKnownArchitectures =
+    "qwen2, qwen3, qwen3moe, qwen3next, qwen35, qwen35moe or llama";
 
 struct FileType {
   std::string_view label;
@@ -42,8 +51,9 @@ constexpr std::array<FileType, 20> kFileTypes = {{
 
 // Keys under ARCHITECTURE. that change the computation in ways that quern does not have; values
 // that leave it as it is are none, 0 or 1.
-constexpr std::array<const char*, 12> kChangesComputation = {
-    "expert_count",
+constexpr std::array<const char*, 13> kChangesComputation = {
+    "expert_group_count",
+    "expert_weights_scale",
     "attention.sliding_window",
     "attention.scale",
     "attention.clamp_kqv",
@@ -54,7 +64,7 @@ constexpr std::array<const char*, 12> kChangesComputation = {
     "residual_scale",
     "rope.scale_linear",
     "use_parallel_residual",
-    "nextn_predict_layers"};
+    "expert_gating_func"};
 
 [[noreturn]] void cannot_hold(const std::string& place, const std::string& reason) {
   throw UnsupportedError(
@@ -163,6 +173,10 @@ class Reader {
   [[nodiscard]] std::int64_t size(const std::string& name) const {
     return metadata().get_int_in(key(name), 1, std::int64_t{1} << 31U);
   }
+  // A number of heads or layers, or the width of a head.
+  [[nodiscard]] std::int64_t count(const std::string& name) const {
+    return metadata().get_int_in(key(name), 1, 4096);
+  }
   [[nodiscard]] std::int64_t size_or(const std::string& name, std::int64_t fallback) const {
     return has(name) ? size(name) : fallback;
   }
@@ -177,7 +191,7 @@ class Reader {
         "a GGUF model that quern does not compute",
         metadata().place(key(name)),
         reason,
-        "use a qwen2, qwen3 or llama model");
+        std::string("use a model of ") + kKnownArchitectures);
   }
 
  private:
@@ -194,11 +208,15 @@ const Architecture& find_architecture(const Reader& reader) {
   throw UnsupportedError(
       "a model family that quern does not read from GGUF",
       reader.metadata().place("general.architecture"),
-      "expected qwen2, qwen3 or llama, found " + printable(reader.architecture(), 60),
+      fmt::format(
+          "expected {}, found {}", kKnownArchitectures, printable(reader.architecture(), 60)),
       "use the safetensors release of the model");
 }
 
-void refuse_other_computations(const Reader& reader) {
+void refuse_other_computations(const Reader& reader, const Architecture& architecture) {
+  if (!architecture.mixture && reader.number_or("expert_count", 0) > 0) {
+    reader.unsupported("expert_count", "expected none in this architecture");
+  }
   for (const char* name : kChangesComputation) {
     const GgufValue* value = reader.metadata().find(reader.key(name));
     const bool* truth = value == nullptr ? nullptr : std::get_if<bool>(value);
@@ -287,16 +305,65 @@ std::string dtype_of(const GgufFile& file) {
 
 }  // namespace
 
-std::string gguf_architecture(const ModelGraph& graph) {
-  const std::string& family = graph.config.family;
-  const std::string architecture = family == "mistral" ? "llama" : family;
-  const auto known =
-      std::find_if(kArchitectures.begin(), kArchitectures.end(), [&](const Architecture& each) {
-        return each.name == architecture;
-      });
-  if (known == kArchitectures.end()) {
-    cannot_hold("model_type", "expected qwen2, qwen3, llama or mistral, found " + family);
+namespace {
+
+const Architecture* architecture_of(std::string_view family) {
+  constexpr std::array<std::pair<std::string_view, std::string_view>, 3> kSame = {{
+      {"mistral", "llama"},
+      {"qwen3_5", "qwen3_5_text"},
+      {"qwen3_5_moe", "qwen3_5_moe_text"},
+  }};
+  for (const auto& [other, name] : kSame) {
+    family = family == other ? name : family;
   }
+  const auto* known =
+      std::find_if(kArchitectures.begin(), kArchitectures.end(), [&](const Architecture& each) {
+        return each.model_type == family;
+      });
+  return known == kArchitectures.end() ? nullptr : known;
+}
+
+// What llama.cpp's models take for granted of mixtures (src/models/qwen3moe.cpp and others).
+void check_mixture(const MixtureConfig& mixture) {
+  if (std::find(mixture.layers.begin(), mixture.layers.end(), false) != mixture.layers.end()) {
+    cannot_hold("mlp_only_layers", "readers of GGUF expect experts in every layer");
+  }
+  if (!mixture.normalize) {
+    cannot_hold("norm_topk_prob", "expected true, as readers of GGUF compute it, found false");
+  }
+}
+
+// The same for DeltaNet (src/models/qwen3next.cpp, qwen35.cpp).
+void check_delta_net(const DeltaNetConfig& delta) {
+  if (delta.key_dim != delta.value_dim) {
+    cannot_hold(
+        "linear_value_head_dim",
+        fmt::format("expected that of keys ({}), found {}", delta.key_dim, delta.value_dim));
+  }
+  if (delta.sigmoid_gate) {
+    cannot_hold("output_gate_type", "expected swish, found sigmoid");
+  }
+}
+
+}  // namespace
+
+std::string gguf_architecture(const ModelGraph& graph) {
+  const Architecture* known = architecture_of(graph.config.family);
+  if (known == nullptr) {
+    cannot_hold(
+        "model_type",
+        fmt::format(
+            "expected qwen2, qwen3, qwen3_moe, qwen3_next, qwen3_5, qwen3_5_moe, llama or mistral, "
+            "found {}",
+            graph.config.family));
+  }
+  if (graph.config.mixture) {
+    check_mixture(*graph.config.mixture);
+  }
+  if (graph.config.delta_net) {
+    check_delta_net(*graph.config.delta_net);
+  }
+  const std::string architecture(known->name);
   const auto& windows = graph.config.sliding_windows;
   if (std::any_of(windows.begin(), windows.end(), [](std::int64_t window) { return window > 0; })) {
     cannot_hold("sliding_window", "readers of GGUF let every layer of this family see all tokens");
@@ -305,7 +372,9 @@ std::string gguf_architecture(const ModelGraph& graph) {
     for (const Linear& linear : block.linears) {
       const bool is_input =
           linear.role == Role::kQuery || linear.role == Role::kKey || linear.role == Role::kValue;
-      if (linear.has_bias && !is_input && architecture != "llama") {
+      const bool has_place =
+          architecture == "llama" || (is_input && !known->mixture && !known->hybrid);
+      if (linear.has_bias && !has_place) {
         cannot_hold(linear.module + ".bias", "the architecture " + architecture + " has none");
       }
     }
@@ -313,11 +382,56 @@ std::string gguf_architecture(const ModelGraph& graph) {
   return architecture;
 }
 
+namespace {
+
+void add_mixture(const MixtureConfig& mixture, Writer& writer) {
+  writer.add("expert_count", as_u32(mixture.experts));
+  writer.add("expert_used_count", as_u32(mixture.experts_per_token));
+  writer.add("expert_feed_forward_length", as_u32(mixture.expert_width));
+  if (mixture.shared_width > 0) {
+    writer.add("expert_shared_feed_forward_length", as_u32(mixture.shared_width));
+  }
+}
+
+void add_delta_net(const DeltaNetConfig& delta, Writer& writer) {
+  writer.add("ssm.conv_kernel", as_u32(delta.kernel));
+  writer.add("ssm.state_size", as_u32(delta.key_dim));
+  writer.add("ssm.group_count", as_u32(delta.key_heads));
+  writer.add("ssm.time_step_rank", as_u32(delta.value_heads));
+  writer.add("ssm.inner_size", as_u32(delta.value_width()));
+  writer.add("attention.recurrent_layers", GgufArray(delta.layers));
+}
+
+// The parts of a rotation that follow time, height and width; all the same for text.
+std::vector<std::int32_t> rope_sections(const RopeSettings& rope) {
+  constexpr std::size_t kSections = 4;
+  std::vector<std::int32_t> sections = {11, 11, 10, 0};
+  if (rope.scaling && rope.scaling->has("mrope_section")) {
+    sections.clear();
+    for (const Json& part : rope.scaling->get_array("mrope_section")) {
+      if (!part.is_number_integer()) {
+        cannot_hold(rope.scaling->place("mrope_section"), "expected whole numbers");
+      }
+      sections.push_back(part.get<std::int32_t>());
+    }
+    sections.resize(kSections, 0);
+  }
+  return sections;
+}
+
+// Where config.json keeps the decoder's keys.
+JsonReader decoder_keys(const Json& config) {
+  const JsonReader reader(config, "config.json");
+  return reader.has("text_config") ? reader.get_object("text_config") : reader;
+}
+
+}  // namespace
+
 GgufMetadata gguf_metadata(
     const Json& config, const ModelGraph& graph, const std::string& name, std::uint32_t file_type) {
   const ModelConfig& model = graph.config;
   const std::string architecture = gguf_architecture(graph);
-  const JsonReader reader(config, "config.json");
+  const JsonReader reader = decoder_keys(config);
   const RopeSettings rope = read_rope(reader);
   GgufMetadata metadata;
   metadata.add("general.architecture", architecture);
@@ -327,7 +441,15 @@ GgufMetadata gguf_metadata(
   writer.add("block_count", as_u32(model.layers));
   writer.add("context_length", as_u32(model.max_positions));
   writer.add("embedding_length", as_u32(model.hidden_size));
-  writer.add("feed_forward_length", as_u32(model.intermediate_size));
+  if (model.intermediate_size > 0) {
+    writer.add("feed_forward_length", as_u32(model.intermediate_size));
+  }
+  if (model.mixture) {
+    add_mixture(*model.mixture, writer);
+  }
+  if (model.delta_net) {
+    add_delta_net(*model.delta_net, writer);
+  }
   writer.add("attention.head_count", as_u32(model.heads));
   writer.add("attention.head_count_kv", as_u32(model.kv_heads));
   add_rope_scaling(rope, graph, reader.place("rope_scaling"), writer);
@@ -337,7 +459,12 @@ GgufMetadata gguf_metadata(
   writer.add("attention.value_length", as_u32(model.head_dim));
   metadata.add("general.file_type", file_type);
   writer.add("vocab_size", as_u32(model.vocab_size));
-  writer.add("rope.dimension_count", as_u32(model.head_dim));
+  writer.add(
+      "rope.dimension_count",
+      as_u32(2 * static_cast<std::int64_t>(model.rope.inverse_frequencies.size())));
+  if (architecture.starts_with("qwen35")) {
+    writer.add("rope.dimension_sections", GgufArray(rope_sections(rope)));
+  }
   constexpr std::uint32_t kQuantizationVersion = 2;
   metadata.add("general.quantization_version", kQuantizationVersion);
   return metadata;
@@ -351,7 +478,7 @@ std::optional<std::uint32_t> gguf_file_type(std::string_view label) noexcept {
 }
 
 std::vector<float> gguf_rope_factors(const Json& config, const ModelGraph& graph) {
-  const RopeSettings rope = read_rope(JsonReader(config, "config.json"));
+  const RopeSettings rope = read_rope(decoder_keys(config));
   if (rope.type != "llama3") {
     return {};
   }
@@ -365,15 +492,67 @@ std::vector<float> gguf_rope_factors(const Json& config, const ModelGraph& graph
   return factors;
 }
 
+std::int64_t gguf_layers(const GgufFile& file) {
+  const Reader reader(file);
+  const std::int64_t blocks = reader.size("block_count");
+  const std::int64_t draft =
+      reader.has("nextn_predict_layers")
+          ? reader.metadata().get_int_in(reader.key("nextn_predict_layers"), 0, blocks - 1)
+          : 0;
+  return blocks - draft;
+}
+
+namespace {
+
+void read_mixture(const Reader& reader, Json& config) {
+  config["num_experts"] = reader.size("expert_count");
+  config["num_experts_per_tok"] = reader.size("expert_used_count");
+  config["moe_intermediate_size"] = reader.size("expert_feed_forward_length");
+  config["norm_topk_prob"] = true;
+  if (reader.has_tensor("blk.0.ffn_gate_shexp.weight")) {
+    config["shared_expert_intermediate_size"] =
+        reader.size_or("expert_shared_feed_forward_length", config["moe_intermediate_size"]);
+  }
+}
+
+void read_delta_net(const Reader& reader, std::int64_t head_dim, Json& config) {
+  const std::int64_t values = reader.count("ssm.time_step_rank");
+  const std::int64_t dim = reader.count("ssm.state_size");
+  if (reader.size("ssm.inner_size") != values * dim) {
+    reader.unsupported("ssm.inner_size", fmt::format("expected {} heads of {}", values, dim));
+  }
+  config["linear_num_key_heads"] = reader.count("ssm.group_count");
+  config["linear_num_value_heads"] = values;
+  config["linear_key_head_dim"] = dim;
+  config["linear_value_head_dim"] = dim;
+  config["linear_conv_kernel_dim"] = reader.count("ssm.conv_kernel");
+  config["partial_rotary_factor"] =
+      static_cast<double>(reader.size_or("rope.dimension_count", head_dim)) /
+      static_cast<double>(head_dim);
+  const std::int64_t layers = reader.count("block_count");
+  Json types = Json::array();
+  for (std::int64_t layer = 0;
+       layer < std::min(layers, config["num_hidden_layers"].get<std::int64_t>());
+       ++layer) {
+    // Which layers are which is what their tensors say.
+    const bool linear = reader.has_tensor(fmt::format("blk.{}.ssm_a", layer));
+    types.push_back(linear ? "linear_attention" : "full_attention");
+  }
+  config["layer_types"] = std::move(types);
+}
+
+}  // namespace
+
 Json config_from_gguf(const GgufFile& file) {
   const Reader reader(file);
   const Architecture& architecture = find_architecture(reader);
-  refuse_other_computations(reader);
+  refuse_other_computations(reader, architecture);
   const std::int64_t hidden = reader.size("embedding_length");
   const std::int64_t heads = reader.size("attention.head_count");
   const std::int64_t head_dim = reader.size_or("attention.key_length", hidden / heads);
   for (const char* name : {"attention.value_length", "rope.dimension_count"}) {
-    if (reader.size_or(name, head_dim) != head_dim) {
+    const bool is_partial = architecture.hybrid && std::string_view(name).starts_with("rope");
+    if (!is_partial && reader.size_or(name, head_dim) != head_dim) {
       reader.unsupported(name, fmt::format("expected the width of a head, {}", head_dim));
     }
   }
@@ -382,8 +561,10 @@ Json config_from_gguf(const GgufFile& file) {
   config["model_type"] = architecture.model_type;
   config["vocab_size"] = vocabulary_of(file);
   config["hidden_size"] = hidden;
-  config["intermediate_size"] = reader.size("feed_forward_length");
-  config["num_hidden_layers"] = reader.size("block_count");
+  if (!architecture.mixture || reader.has("feed_forward_length")) {
+    config["intermediate_size"] = reader.size("feed_forward_length");
+  }
+  config["num_hidden_layers"] = gguf_layers(file);
   config["num_attention_heads"] = heads;
   config["num_key_value_heads"] = reader.size_or("attention.head_count_kv", heads);
   config["head_dim"] = head_dim;
@@ -394,7 +575,12 @@ Json config_from_gguf(const GgufFile& file) {
   config["rope_theta"] = reader.number_or("rope.freq_base", 10000);
   config["rope_scaling"] = rope_of(reader, file, head_dim);
   config["tie_word_embeddings"] = !reader.has_tensor("output.weight");
-  if (architecture.name != "qwen2") {
+  if (architecture.mixture) {
+    read_mixture(reader, config);
+  }
+  if (architecture.hybrid) {
+    read_delta_net(reader, head_dim, config);
+  } else if (architecture.name != "qwen2") {
     config["attention_bias"] = reader.has_tensor("blk.0.attn_q.bias");
   }
   if (architecture.name == "llama") {

@@ -13,9 +13,10 @@
 
 namespace quern {
 
-// The architecture under which GGUF readers run a model: "qwen2", "qwen3" or "llama" (Llama and
-// Mistral). Throws UnsupportedError for what such a reader would compute differently: other
-// families, attention windows, biases that the architecture has no place for.
+// The architecture under which GGUF readers run a model: "qwen2", "qwen3", "qwen3moe", "qwen3next",
+// "qwen35", "qwen35moe" or "llama" (Llama and Mistral). Throws UnsupportedError for what such a
+// reader would compute differently: other families, attention windows, biases that the architecture
+// has no place for.
 [[nodiscard]] std::string gguf_architecture(const ModelGraph& graph);
 
 // The metadata of a model without its tokenizer, as llama.cpp's conversion scripts write it
@@ -31,6 +32,9 @@ namespace quern {
 
 // The values of the tensor kRopeFactorsName: empty when the file needs none.
 [[nodiscard]] std::vector<float> gguf_rope_factors(const Json& config, const ModelGraph& graph);
+
+// The layers of the decoder; draft layers stand behind them as further blocks.
+[[nodiscard]] std::int64_t gguf_layers(const GgufFile& file);
 
 // What config.json of the same model would say, from which build_graph() makes its graph. Throws
 // ParseError for missing or impossible keys, UnsupportedError for architectures and keys that quern

@@ -649,6 +649,16 @@ void GgufWriter::write(const std::string& name, std::span<const std::byte> bytes
   file_.write_at(layout_.slots.at(name).offset, bytes);
 }
 
+void GgufWriter::write_piece(
+    const std::string& name, std::uint64_t offset, std::span<const std::byte> bytes) {
+  (void)planned_.append(name, bytes.size());
+  const GgufLayout::Slot& slot = layout_.slots.at(name);
+  if (offset > slot.bytes || bytes.size() > slot.bytes - offset) {
+    misuse(name, "a piece reaches beyond its end");
+  }
+  file_.write_at(slot.offset + offset, bytes);
+}
+
 void GgufWriter::append(const std::string& name, std::span<const std::byte> bytes) {
   const std::uint64_t begin = planned_.append(name, bytes.size());
   file_.write_at(layout_.slots.at(name).offset + begin, bytes);

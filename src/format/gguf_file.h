@@ -116,6 +116,9 @@ class GgufWriter {
   // The whole tensor at once. std::logic_error for an undeclared name, another size, or a second
   // write of the same tensor.
   void write(const std::string& name, std::span<const std::byte> bytes);
+  // A part of a tensor that begins at its byte `offset`; the parts come in any order and make up
+  // the whole.
+  void write_piece(const std::string& name, std::uint64_t offset, std::span<const std::byte> bytes);
   // A large tensor piece by piece: the pieces follow each other from its first byte to its last.
   void append(const std::string& name, std::span<const std::byte> bytes);
 

@@ -15,6 +15,7 @@ namespace quern {
 namespace {
 
 constexpr std::string_view kExperts = ".experts.";
+constexpr std::string_view kVision = "visual.";  // the tower of multimodal models, as one
 
 // Linears that serving engines hold as one.
 struct Merge {
@@ -104,6 +105,9 @@ Unit unit_of(const std::string& name) {
     if (tail.rfind(front, 0) == 0) {
       tail = tail.substr(front.size());
     }
+  }
+  if (tail.starts_with(kVision)) {
+    return {"", -1, escape_pattern(std::string(kVision)) + ".*", false};
   }
   return {"", -1, merged_tail(tail), is_mtp(tail)};
 }

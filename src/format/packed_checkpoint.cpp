@@ -2,6 +2,7 @@
 #include "format/packed_checkpoint.h"
 
 #include "base/error.h"
+#include "format/fused_experts.h"
 
 #include <fmt/format.h>
 
@@ -15,7 +16,8 @@ constexpr const char* kDownloadAgain = "download the model again";
 }  // namespace
 
 PackedCheckpoint::PackedCheckpoint(CheckpointSource source)
-    : source_(std::move(source)), tensors_(SafetensorsStore::open(source_.weights)) {}
+    : source_(std::move(source)),
+      tensors_(split_fused_experts(SafetensorsStore::open(source_.weights))) {}
 
 StoredLinear PackedCheckpoint::load_linear(
     const std::string& module, std::int64_t out_features, std::int64_t in_features) const {

@@ -45,7 +45,7 @@ class PackedCheckpoint : public Checkpoint {
 
  private:
   CheckpointSource source_;
-  std::unique_ptr<SafetensorsStore> tensors_;
+  std::unique_ptr<TensorStore> tensors_;
 };
 
 }  // namespace quern

@@ -333,7 +333,13 @@ void refuse_sparse_and_linear(const ModelGraph& graph, const std::string& where)
 namespace {
 
 void check_float(const std::string& name, const Shape& shape, const Checkpoint& checkpoint) {
-  (void)checkpoint.tensors().require_float(name, shape);
+  // What is made when it is asked for has its type and shape without being made.
+  const TensorStore& store = checkpoint.tensors();
+  const auto known = store.tensors().find(name);
+  if (known == store.tensors().end() || known->second.shape != shape ||
+      !is_16_or_32_bit_float(known->second.dtype)) {
+    (void)store.require_float(name, shape);  // throws
+  }
 }
 
 }  // namespace

@@ -16,6 +16,7 @@
 #include "quant/ggml_matrix.h"
 #include "quant/mixed_rows.h"
 #include "quant/packed_linear.h"
+#include "tensor/divided.h"
 
 #include <fmt/format.h>
 
@@ -114,6 +115,13 @@ OutputModule describe(const Linear& linear, const StoredLinear& stored) {
   } else if (const auto* billm = dynamic_cast<const BillmMatrix*>(matrix)) {
     module.scheme = QuantScheme{1, true, billm->block};
   } else if (const auto* ggml = dynamic_cast<const GgmlMatrix*>(matrix)) {
+    if (!ggml->stored_columns.empty()) {
+      throw UnsupportedError(
+          "blocks whose columns stand in another order",
+          linear.module,
+          "GGUF files order value heads of DeltaNet in their own way",
+          "export from the safetensors checkpoint");
+    }
     module.scheme = QuantScheme();
     module.scheme->ggml = ggml->type;
   }
@@ -215,6 +223,9 @@ Json config_of(const Export& job, const OutputFormat& format, const Json& meta) 
   std::vector<OutputModule> modules;
   for (const OutputModule& module : job.modules) {
     modules.push_back(module.scheme ? module_for(format, module, job.graph.config.dtype) : module);
+  }
+  for (OutputModule& module : modules_in_floats(job.graph, job.checkpoint->tensors())) {
+    modules.push_back(std::move(module));
   }
   return format.config(common_scheme(job), modules, meta);
 }
@@ -527,8 +538,9 @@ Census verify_export(
     verify_module(ctx, job, source, *written);
   }
   Census census;
-  census.in = static_cast<std::int64_t>(store.tensors().size());
-  census.out = static_cast<std::int64_t>(written->tensors().tensors().size());
+  census.in = tensors_in_files(store);
+  census.divided = divided_tensors(store);
+  census.out = tensors_in_files(written->tensors());
   if (census.out != static_cast<std::int64_t>(declared)) {
     throw_mismatch("tensor census");
   }

@@ -107,10 +107,10 @@ Json swiglu_outliers(const Checkpoint& checkpoint, const ModelGraph& graph) {
   for (const Block& block : graph.blocks) {
     for (const Linear& linear : block.linears) {
       if (linear.role == Role::kDown && !checkpoint.is_quantized(linear.module)) {
-        const double crest = crest_of(
-            linear,
-            checkpoint.tensors().require(
-                linear.weight(), {linear.out_features, linear.in_features}));
+        const StoredLinear stored =
+            checkpoint.load_linear(linear.module, linear.out_features, linear.in_features);
+        const double crest = crest_of(linear, *stored.dense);
+        checkpoint.tensors().release(*stored.dense);
         if (crest > worst) {
           worst = crest;
           layer = block.index;

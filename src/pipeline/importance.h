@@ -14,9 +14,6 @@ namespace quern {
 
 // llama.cpp's importance matrices in the place of calibration text, and made of it.
 
-// Throws UnsupportedError when llama.cpp's files have no name for a linear of the model that quern
-// knows: experts and DeltaNet.
-void check_importance_names(const ModelGraph& graph);
 // Throws UsageError unless the file knows linears of this model, at their widths.
 void check_imatrix(
     const Imatrix& imatrix, const ModelGraph& graph, const std::filesystem::path& path);

@@ -55,7 +55,7 @@ std::int64_t parameters_of(const ModelGraph& graph) {
 std::uint64_t tensor_bytes(const Checkpoint& checkpoint) {
   std::uint64_t total = 0;
   for (const auto& [name, view] : checkpoint.tensors().tensors()) {
-    total += view.bytes.size();
+    total += static_cast<std::uint64_t>(view.count()) * dtype_size(view.dtype);
   }
   return total;
 }
@@ -112,12 +112,29 @@ Json side_files_json(const SideFiles& files) {
   return {{"copied", files.copied}, {"skipped", std::move(skipped)}};
 }
 
+namespace {
+
+Json parts_json(const std::map<std::string, std::int64_t>& tensors) {
+  Json list = Json::array();
+  for (const auto& [name, parts] : tensors) {
+    list.push_back({{"name", name}, {"parts", parts}});
+  }
+  return list;
+}
+
+}  // namespace
+
 Json census_json(const Census& census) {
   Json skipped = Json::array();
   for (const CensusEntry& entry : census.skipped) {
     skipped.push_back({{"name", entry.name}, {"reason", entry.reason}});
   }
-  return {{"in", census.in}, {"out", census.out}, {"skipped", std::move(skipped)}};
+  return {
+      {"in", census.in},
+      {"out", census.out},
+      {"divided", parts_json(census.divided)},
+      {"merged", parts_json(census.merged)},
+      {"skipped", std::move(skipped)}};
 }
 
 std::uint64_t total_size(const Json& files) {

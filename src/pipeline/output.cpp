@@ -4,8 +4,10 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "format/checkpoint.h"
+#include "format/gguf_names.h"
 #include "quant/ggml_matrix.h"
 #include "quant/mixed_rows.h"
+#include "tensor/divided.h"
 
 #include <fmt/format.h>
 
@@ -19,6 +21,11 @@ namespace quern {
 namespace {
 
 constexpr const char* kWeight = ".weight";
+
+// "M" of "M.weight".
+std::string module_of(const std::string& tensor) {
+  return tensor.substr(0, tensor.size() - std::string_view(kWeight).size());
+}
 
 // Tensor name -> the planned linear that replaces it.
 std::map<std::string, const PlannedLinear*> replaced_tensors(const QuantPlan& plan) {
@@ -111,14 +118,6 @@ std::vector<TensorDeclaration> declare_output(const PreparedRun& run) {
   return declarations;
 }
 
-namespace {
-
-// "M" of "M.weight".
-std::string module_of(const std::string& tensor) {
-  return tensor.substr(0, tensor.size() - std::string_view(kWeight).size());
-}
-
-// Matrices of the checkpoint outside the decoder: its vision tower, its draft layer.
 std::vector<std::string> modules_beside(const ModelGraph& graph, const TensorStore& store) {
   constexpr std::string_view kFinalNorm = "norm.weight";
   const std::string& last = graph.final_norm.tensor;
@@ -141,7 +140,6 @@ std::vector<std::string> modules_beside(const ModelGraph& graph, const TensorSto
   return modules;
 }
 
-// What engines must be told to leave alone besides what the plan keeps.
 std::vector<OutputModule> modules_in_floats(const ModelGraph& graph, const TensorStore& store) {
   std::vector<std::string> names = modules_beside(graph, store);
   for (const Block& block : graph.blocks) {
@@ -155,8 +153,6 @@ std::vector<OutputModule> modules_in_floats(const ModelGraph& graph, const Tenso
   }
   return modules;
 }
-
-}  // namespace
 
 Json output_config(const PreparedRun& run, const Json& meta) {
   std::vector<OutputModule> modules;
@@ -201,6 +197,14 @@ Json untied_config(Json config) {
     config["text_config"][kTied] = false;
   }
   return config;
+}
+
+std::int64_t tensors_in_files(const TensorStore& store) {
+  auto count = static_cast<std::int64_t>(store.tensors().size());
+  for (const auto& [name, parts] : divided_tensors(store)) {
+    count += 1 - parts;
+  }
+  return count;
 }
 
 void write_configs(
@@ -248,8 +252,9 @@ void write_output(
   }
   for (const auto& [name, view] : store.tensors()) {
     if (!replaced.contains(name) && !changed.contains(name) && !is_dropped(run, name)) {
-      writer.write(name, view.bytes);
-      store.release(view);
+      const TensorView made = *store.find(name);
+      writer.write(name, made.bytes);
+      store.release(made);
     }
   }
   writer.finish();
@@ -260,6 +265,50 @@ void write_output(
       run.format->config_file,
       directory);
 }
+
+namespace {
+
+// Why the output does not hold a tensor; null when it does.
+const std::string* reason_left_out(const PreparedRun& run, const std::string& name) {
+  if (run.gguf) {
+    for (const GgufSkipped& skipped : run.gguf->skipped) {
+      if (skipped.source == name) {
+        return &skipped.reason;
+      }
+    }
+  }
+  return nullptr;
+}
+
+// Whether the output holds these floats under this name.
+bool is_written(
+    const Context& ctx,
+    const Checkpoint& written,
+    const std::string& name,
+    const TensorView& wanted,
+    const PreparedRun& run) {
+  const TensorStore& store = written.tensors();
+  if (const TensorView* copy = store.find(name)) {
+    const GgufValues change =
+        run.gguf ? gguf_values(name, run.graph.config.delta_net.has_value()) : GgufValues::kSame;
+    const bool same = copy->shape == wanted.shape &&
+                      (change == GgufValues::kSame
+                           ? same_floats(*copy, wanted, run.gguf.has_value())
+                           : same_but_for_gguf(change, to_float(*copy), to_float(wanted)));
+    store.release(*copy);
+    return same;
+  }
+  // Floats that stand in another form: rows of two tensors of a GGUF file.
+  if (!name.ends_with(kWeight) || !written.is_quantized(module_of(name)) ||
+      wanted.shape.size() != 2) {
+    return false;
+  }
+  const StoredLinear stored =
+      written.load_linear(module_of(name), wanted.shape[0], wanted.shape[1]);
+  return stored.quantized->dequantize(ctx.kernels) == to_float(wanted);
+}
+
+}  // namespace
 
 Census verify_output(
     const Context& ctx,
@@ -277,26 +326,31 @@ Census verify_output(
       changed.emplace(tensor.name, std::move(tensor.bytes));
     }
   }
+  census.in = tensors_in_files(store);
+  census.divided = divided_tensors(store);
   for (const auto& [name, view] : store.tensors()) {
-    ++census.in;
     if (replaced.contains(name) || is_dropped(run, name)) {
       continue;
     }
     if (run.gguf && run.graph.head_tied && name == "lm_head.weight") {
       continue;  // a copy of the embedding, which GGUF readers use for both
     }
-    const TensorView* copy = written->tensors().find(name);
+    if (const std::string* reason = reason_left_out(run, name)) {
+      census.skipped.push_back({name, *reason});
+      continue;
+    }
+    const TensorView original = *store.find(name);
     const auto other = changed.find(name);
     const std::span<const std::byte> wanted =
-        other == changed.end() ? view.bytes : std::span<const std::byte>(other->second);
-    if (copy == nullptr || copy->shape != view.shape ||
-        !same_floats(*copy, {view.dtype, view.shape, wanted}, run.gguf.has_value())) {
+        other == changed.end() ? original.bytes : std::span<const std::byte>(other->second);
+    const std::string stored = run.gguf ? without_multimodal_prefix(name) : name;
+    if (!is_written(ctx, *written, stored, {view.dtype, view.shape, wanted}, run)) {
       throw_mismatch(name, "differs from what was to be written");
     }
-    written->tensors().release(*copy);
-    store.release(view);
+    store.release(original);
   }
-  census.out = static_cast<std::int64_t>(written->tensors().tensors().size());
+  census.out = tensors_in_files(written->tensors());
+  census.merged = divided_tensors(written->tensors());
   if (!run.gguf && census.out != static_cast<std::int64_t>(run.declarations.size())) {
     throw_mismatch(
         "tensor census",
@@ -308,8 +362,10 @@ Census verify_output(
     for (const QuantizedLinear& linear : done.linears) {
       ++seen;
       const PlannedLinear& plan = *linear.plan;
-      const StoredLinear stored =
-          written->load_linear(plan.name, plan.out_features, plan.in_features);
+      const StoredLinear stored = written->load_linear(
+          run.gguf ? without_multimodal_prefix(plan.name) : plan.name,
+          plan.out_features,
+          plan.in_features);
       if (!stored.quantized || !same_values(ctx, *stored.quantized, *linear.matrix)) {
         throw_mismatch(plan.name, "its values differ from what was rounded");
       }

@@ -6,6 +6,7 @@
 
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -19,6 +20,13 @@ namespace quern {
 // The weight tensors of the output: those of the source, MODULE.weight of each quantized linear
 // replaced by the tensors of the format.
 [[nodiscard]] std::vector<TensorDeclaration> declare_output(const PreparedRun& run);
+
+// The modules of matrices in floats beside the decoder: of a vision tower, of draft layers.
+[[nodiscard]] std::vector<std::string> modules_beside(
+    const ModelGraph& graph, const TensorStore& store);
+// Those and the convolutions of DeltaNet: what configurations must except.
+[[nodiscard]] std::vector<OutputModule> modules_in_floats(
+    const ModelGraph& graph, const TensorStore& store);
 
 // `quantization_config` of the output; throws UnsupportedError for a plan that the format cannot
 // say.
@@ -40,10 +48,15 @@ struct CensusEntry {
   std::string reason;
 };
 struct Census {
-  std::int64_t in = 0;  // tensors of the source
-  std::int64_t out = 0;  // tensors of the output
-  std::vector<CensusEntry> skipped;  // of the source, neither copied nor quantized: always empty
+  std::int64_t in = 0;  // tensors of the source's files
+  std::int64_t out = 0;  // tensors of the output's files
+  std::map<std::string, std::int64_t> divided;  // of the source, fused: written in so many parts
+  std::map<std::string, std::int64_t> merged;  // of the output, stacked from so many
+  std::vector<CensusEntry> skipped;  // of the source, neither copied nor quantized
 };
+
+// Tensors in the files of a store.
+[[nodiscard]] std::int64_t tensors_in_files(const TensorStore& store);
 
 // Any of all_parts(), as it was rounded.
 using PartSource = std::function<QuantizedBlock(const std::string& part)>;

@@ -2,9 +2,10 @@
 #include "base/error.h"
 #include "base/units.h"
 #include "format/checkpoint.h"
+#include "format/derived_checkpoint.h"
+#include "format/merged_modules.h"
 #include "format/output_format.h"
 #include "pipeline/calibration_input.h"
-#include "pipeline/importance.h"
 #include "pipeline/manifest.h"
 #include "pipeline/output.h"
 #include "pipeline/planner.h"
@@ -15,6 +16,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
 #include <optional>
 #include <system_error>
 #include <utility>
@@ -75,6 +77,7 @@ void keep_odd_shapes(
   every.activation = options.activation;
   format.check(output_module(every, format, graph));
   std::int64_t kept = 0;
+  std::map<std::string, std::string> partners;  // engines' module -> the first of its odd parts
   for (PlannedLinear& linear : plan.linears) {
     if (linear.keep() || linear.is_table()) {
       continue;  // a table was asked for by itself: what cannot be held is refused below
@@ -84,6 +87,15 @@ void keep_odd_shapes(
     } catch (const UnsupportedError& error) {
       linear.method = "keep";
       linear.reason = error.failed() + ": " + error.reason();
+      partners.emplace(merged_name(linear.name), linear.name);
+      ++kept;
+    }
+  }
+  for (PlannedLinear& linear : plan.linears) {
+    const auto odd = partners.find(merged_name(linear.name));
+    if (!linear.keep() && odd != partners.end()) {
+      linear.method = "keep";
+      linear.reason = "engines hold it as one with " + odd->second + ", which stays in 16 bits";
       ++kept;
     }
   }
@@ -142,7 +154,7 @@ bool weighs_columns(RangeSearch range) {
 
 // Grids of free scales become the block types of GGUF: the type that --format names, else that of
 // the width; a type that its blocks do not fit becomes what llama.cpp takes in its place.
-void choose_ggml_types(const QuantizeOptions& options, QuantPlan& plan) {
+void choose_ggml_types(const QuantizeOptions& options, const ModelGraph& graph, QuantPlan& plan) {
   const std::size_t colon = options.format.find(':');
   for (PlannedLinear& linear : plan.linears) {
     if (linear.keep() || linear.scheme.ggml) {
@@ -158,7 +170,7 @@ void choose_ggml_types(const QuantizeOptions& options, QuantPlan& plan) {
     const GgmlType type = colon != std::string::npos && !linear.is_table()
                               ? rounded_ggml_type(options.format.substr(colon + 1))
                               : ggml_type_of_bits(linear.scheme.bits);
-    linear.scheme = ggml_scheme(fitting_ggml_type(type, linear.in_features));
+    linear.scheme = ggml_scheme(fitting_ggml_type(type, gguf_columns_together(graph, linear)));
   }
 }
 
@@ -211,7 +223,7 @@ void make_plan(const Context& ctx, const QuantizeOptions& options, PreparedRun& 
     }
   }
   if (run.format->is_gguf) {
-    choose_ggml_types(options, run.plan);
+    choose_ggml_types(options, run.graph, run.plan);
   }
   check_bits(run.plan);
   resolve_hot_rows(run.source->directory(), !from_file, run.plan);
@@ -235,7 +247,7 @@ std::uint64_t output_bytes(const PreparedRun& run) {
 PreparedRun prepare_quantize(const Context& ctx, const QuantizeOptions& options) {
   PreparedRun run;
   run.format = &find_output_format(options.format);
-  run.source = open_checkpoint(options.model);
+  run.source = with_plain_weights(open_checkpoint(options.model));
   if (run.source->format() != "dense") {
     throw UnsupportedError(
         "the model is quantized already",
@@ -247,9 +259,6 @@ PreparedRun prepare_quantize(const Context& ctx, const QuantizeOptions& options)
   check_tensors(run.graph, *run.source);
   if (options.planning.budget.given()) {
     refuse_sparse_and_linear(run.graph, options.model);  // gradients know dense blocks only
-  }
-  if (!options.imatrix.empty() || !options.imatrix_output.empty()) {
-    check_importance_names(run.graph);
   }
   run.head_is_copy = head_is_copy(run);
   make_plan(ctx, options, run);

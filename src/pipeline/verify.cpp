@@ -3,10 +3,13 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "format/gguf_names.h"
 #include "model/graph.h"
 #include "pipeline/difference.h"
 #include "pipeline/export.h"
+#include "pipeline/gguf_plan.h"
 #include "pipeline/manifest.h"
+#include "pipeline/output.h"
 #include "quant/packed_linear.h"
 
 #include <fmt/format.h>
@@ -119,11 +122,21 @@ Comparison compare(
   Comparison comparison;
   const bool dense_export = is_dense_export(checkpoint);
   const TensorStore& written = checkpoint.tensors();
-  for (const auto& [name, view] : source.tensors().tensors()) {
+  const bool is_gguf = checkpoint.format() == "gguf";
+  for (const auto& entry : source.tensors().tensors()) {
+    if (is_gguf && left_out_of_gguf(entry.first) != nullptr) {
+      continue;
+    }
+    const std::string name = is_gguf ? without_multimodal_prefix(entry.first) : entry.first;
+    const TensorView view = *source.tensors().find(entry.first);
     const TensorView* copy = written.find(name);
     const std::string module = name.substr(0, name.rfind('.'));
     if (copy != nullptr) {
-      if (same_tensor(*copy, view)) {
+      if (same_tensor(*copy, view) || (is_gguf && copy->shape == view.shape &&
+                                       same_but_for_gguf(
+                                           gguf_values(name, graph.config.delta_net.has_value()),
+                                           to_float(*copy),
+                                           to_float(view)))) {
         ++comparison.unchanged;
       } else if (dense_export && view.shape.size() == 2 && copy->shape == view.shape) {
         compare_linear(ctx, checkpoint, module, view, comparison, problems);
@@ -155,8 +168,34 @@ EngineSplit split_of(Role role) {
     case Role::kDown: return EngineSplit::kInputs;
     case Role::kEmbedding:
     case Role::kHead: return EngineSplit::kNone;  // engines pad the vocabulary
+    case Role::kRouter:
+    case Role::kSharedGate: return EngineSplit::kNone;  // every device has them
     default: return EngineSplit::kOutputs;
   }
+}
+
+EngineKind kind_of(const Linear& linear) {
+  switch (linear.role) {
+    case Role::kEmbedding: return EngineKind::kEmbedding;
+    case Role::kHead: return EngineKind::kHead;
+    case Role::kRouter:
+    case Role::kSharedGate: return EngineKind::kGate;
+    default: return EngineKind::kLinear;
+  }
+}
+
+// What configurations must not claim although it is no part of the graph.
+std::vector<EngineModule> engine_modules_beside(
+    const Checkpoint& checkpoint, const ModelGraph& graph) {
+  std::vector<EngineModule> modules;
+  for (const std::string& name : modules_beside(graph, checkpoint.tensors())) {
+    EngineModule module;
+    module.name = name;
+    module.kind = EngineKind::kBeside;
+    module.split = EngineSplit::kNone;
+    modules.push_back(std::move(module));
+  }
+  return modules;
 }
 
 EngineModule engine_module(const Checkpoint& checkpoint, const Linear& linear) {
@@ -164,8 +203,7 @@ EngineModule engine_module(const Checkpoint& checkpoint, const Linear& linear) {
   module.name = linear.module;
   module.out_features = linear.out_features;
   module.in_features = linear.in_features;
-  module.is_embedding = linear.role == Role::kEmbedding;
-  module.is_head = linear.role == Role::kHead;
+  module.kind = kind_of(linear);
   module.split = split_of(linear.role);
   if (checkpoint.is_quantized(linear.module)) {
     const StoredLinear stored =
@@ -215,18 +253,32 @@ EngineModel engine_model(const Checkpoint& checkpoint, const ModelGraph& graph) 
   model.tied = graph.head_tied;
   model.heads = graph.config.heads;
   model.kv_heads = graph.config.kv_heads;
+  model.multimodal = graph.config.architecture.ends_with("ForConditionalGeneration");
+  if (graph.config.mixture) {
+    model.experts = graph.config.mixture->experts;
+  }
+  if (graph.config.delta_net) {
+    model.delta_net = {graph.config.delta_net->key_heads, graph.config.delta_net->value_heads};
+  }
   if (checkpoint.config().contains("quantization_config")) {
-    const Json& quantization = checkpoint.config()["quantization_config"];
-    model.says_desc_act = quantization.value("desc_act", Json(false)) == true;
+    model.quantization = checkpoint.config()["quantization_config"];
+    model.says_desc_act = model.quantization.value("desc_act", Json(false)) == true;
   }
   model.modules.push_back(engine_module(checkpoint, graph.embedding));
   for (const Block& block : graph.blocks) {
-    for (const Linear& linear : block.linears) {
-      model.modules.push_back(engine_module(checkpoint, linear));
+    for (int i = 0; i < static_cast<int>(block.linears.size()); ++i) {
+      model.modules.push_back(
+          engine_module(checkpoint, block.linears[static_cast<std::size_t>(i)]));
+      if (block.mixture && i >= block.mixture->first_expert) {
+        model.modules.back().kind = EngineKind::kExpert;
+      }
     }
   }
   if (!graph.head_tied) {
     model.modules.push_back(engine_module(checkpoint, graph.head));
+  }
+  for (EngineModule& module : engine_modules_beside(checkpoint, graph)) {
+    model.modules.push_back(std::move(module));
   }
   return model;
 }

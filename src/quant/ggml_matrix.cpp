@@ -59,7 +59,15 @@ void GgmlMatrix::dequantize_row(
     std::span<float> out) const {
   (void)kernels;
   (void)scratch;
-  quern::dequantize_row(type, this->row(row), out);
+  if (stored_columns.empty()) {
+    quern::dequantize_row(type, this->row(row), out);
+    return;
+  }
+  std::vector<float> stored(out.size());
+  quern::dequantize_row(type, this->row(row), stored);
+  for (std::size_t c = 0; c < out.size(); ++c) {
+    out[c] = stored[static_cast<std::size_t>(stored_columns[c])];
+  }
 }
 
 Json GgmlMatrix::parameters() const {
@@ -78,6 +86,9 @@ std::vector<MatrixPart> GgmlMatrix::parts() const {
   }
   std::vector<MatrixPart> all;
   all.push_back(std::move(part));
+  if (!stored_columns.empty()) {
+    all.push_back({"columns", DType::kI64, {in_features}, bytes_of(stored_columns)});
+  }
   return all;
 }
 

@@ -23,6 +23,9 @@ struct GgmlMatrix : QuantizedMatrix {
   // [out_features] where row r of the matrix stands in `bytes`; empty: at r (GGUF files of Llama
   // models interleave the rows of queries and keys).
   std::vector<std::int64_t> stored_rows;
+  // [in_features] where column c of the matrix stands in a stored row; empty: at c (out_proj of
+  // Qwen3.5's DeltaNet).
+  std::vector<std::int64_t> stored_columns;
 
   // A matrix that owns its bytes. std::logic_error when they are not out_features rows.
   [[nodiscard]] static GgmlMatrix make(
@@ -43,7 +46,8 @@ struct GgmlMatrix : QuantizedMatrix {
   static constexpr std::string_view kKind = "ggml";
   [[nodiscard]] std::string_view kind() const override { return kKind; }
   [[nodiscard]] Json parameters() const override;
-  // "blocks" U8 [out_features, row_bytes], rows in the order of the matrix.
+  // "blocks" U8 [out_features, row_bytes], rows in the order of the matrix; "columns" I64
+  // [in_features] where those stand in another.
   [[nodiscard]] std::vector<MatrixPart> parts() const override;
   [[nodiscard]] static std::shared_ptr<const QuantizedMatrix> restore(
       std::int64_t out_features,

@@ -3,7 +3,9 @@
 
 #include "base/error.h"
 #include "quant/billm_matrix.h"
+#include "quant/fp8_matrix.h"
 #include "quant/ggml_matrix.h"
+#include "quant/joined_rows.h"
 #include "quant/mixed_rows.h"
 #include "quant/packed_linear.h"
 
@@ -30,6 +32,8 @@ constexpr std::array kKinds = {
     MatrixKind{MixedRows::kKind, MixedRows::restore},
     MatrixKind{GgmlMatrix::kKind, GgmlMatrix::restore},
     MatrixKind{BillmMatrix::kKind, BillmMatrix::restore},
+    MatrixKind{Fp8Matrix::kKind, Fp8Matrix::restore},
+    MatrixKind{JoinedRows::kKind, JoinedRows::restore},
 };
 
 }  // namespace
