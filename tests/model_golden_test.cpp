@@ -52,8 +52,6 @@ INSTANTIATE_TEST_SUITE_P(
         "random-models/qwen3-next",
         "random-models/qwen3.5",
         "random-models/qwen3.5-moe",
-        "random-models/qwen3-next-square",
-        "random-models/qwen3.5-moe-square",
         "random-models/qwen3-fp8",
         "random-models/qwen3-moe-fp8"),
     [](const auto& model) { return testing::test_name(model.param); });

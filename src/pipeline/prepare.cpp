@@ -3,6 +3,7 @@
 #include "base/units.h"
 #include "format/checkpoint.h"
 #include "format/derived_checkpoint.h"
+#include "format/gguf_config.h"
 #include "format/merged_modules.h"
 #include "format/output_format.h"
 #include "pipeline/calibration_input.h"
@@ -261,6 +262,9 @@ PreparedRun prepare_quantize(const Context& ctx, const QuantizeOptions& options)
     refuse_sparse_and_linear(run.graph, options.model);  // gradients know dense blocks only
   }
   run.head_is_copy = head_is_copy(run);
+  if (run.format->is_gguf) {
+    (void)gguf_architecture(run.graph);  // refuses what readers would compute differently
+  }
   make_plan(ctx, options, run);
   run.needs_calibration = !options.calibration.files.empty() || !options.imatrix_output.empty();
   for (const PlannedLinear& linear : run.plan.linears) {
