@@ -6,8 +6,8 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/philox.h"
-#include "nn/activation_store.h"
 #include "calib/calibration_set.h"
+#include "nn/activation_store.h"
 #include "running_model.h"
 #include "scratch.h"
 

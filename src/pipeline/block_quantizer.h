@@ -2,8 +2,8 @@
 #pragma once
 
 #include "base/json.h"
-#include "nn/activation_store.h"
 #include "format/imatrix.h"
+#include "nn/activation_store.h"
 #include "nn/block.h"
 #include "pipeline/parts.h"
 #include "pipeline/progress.h"
